@@ -1,0 +1,219 @@
+"""Files that results are written to and read from: safetensors for tensors, JSON for the rest, nothing pickled.
+
+A file is either the old one or the complete new one, never half of it: `atomic_write` writes beside the
+target, flushes to the disk and renames. A failure to write is a `RunError` (the run was fine, the disk was
+not); a file that is missing or malformed when read is an `InputError` that names the file and, where there is
+one, the line or field.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, float32
+
+from patchkit.errors import InputError, RunError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SHOWN_FIELDS = 5
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> None:
+    """Puts `data` (text is written as UTF-8) at `path` so that readers see the old file or the whole new one.
+
+    Missing parent directories are made. Raises RunError naming the file and the fix when the disk is full, the
+    place is not writable or anything else the system reports; the temporary file is then gone and the old file
+    is as it was.
+    """
+    path = Path(path)
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # 0o666 less the umask, as a plain open() would give: results are often read by other people.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _write_failure(path, len(payload), error) from error
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` (dicts, lists, strings, finite numbers, booleans, None) as indented JSON, atomically.
+
+    Raises RunError naming the field when a number is NaN or infinite: JSON has no such numbers, and a reader in
+    another language would fail on them. A value that is not defined is None.
+    """
+    for field, number in _numbers(value):
+        if not math.isfinite(number):
+            raise RunError(
+                f"{path}: cannot write field {field or '(top level)'}: it is {number}, and JSON has no such "
+                "number. Nothing was written. A value that is not defined must be None."
+            )
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file. InputError names the file, and line and column where it is malformed."""
+    path = Path(path)
+    try:
+        return json.loads(_read_bytes(path).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, found other bytes at {error.start}.") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). "
+            "The file was cut short or edited; write it again."
+        ) from error
+
+
+def write_model(path: Path | str, model: BaseModel) -> None:
+    """Writes a pydantic model as JSON, atomically; fields declared `exclude=True` (tensors) are left out."""
+    write_json(path, model.model_dump(mode="json"))
+
+
+def read_model(path: Path | str, cls: type[Model], extra: Mapping[str, Any] | None = None) -> Model:
+    """Reads what `write_model` wrote. `extra` gives the fields that are kept elsewhere, such as tensors.
+
+    InputError names the file and each field that is missing, of the wrong type or unknown; a file of another
+    `schema_version` is refused by that name rather than by its fields.
+    """
+    path = Path(path)
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a JSON object that holds a {cls.__name__}, found {_kind(data)}.")
+    version = cls.model_fields.get("schema_version")
+    if version is not None and data.get("schema_version", version.default) != version.default:
+        raise InputError(
+            f"{path}: expected schema_version {version.default}, found {data['schema_version']!r}. "
+            "Another version of patchkit wrote it: read it with that version, or run the command again."
+        )
+    try:
+        return cls.model_validate({**data, **(extra or {})})
+    except ValidationError as error:
+        raise InputError(_validation_message(path, cls, error)) from error
+
+
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors of any shape as safetensors, atomically; floating tensors are stored as float32 always.
+
+    `metadata` (strings to strings) goes into the file's header, where `load_metadata` finds it.
+    """
+    stored = {name: _storable(tensor) for name, tensor in tensors.items()}
+    atomic_write(path, safetensors.torch.save(stored, metadata=dict(metadata) if metadata else None))
+
+
+def load_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Reads every tensor of a safetensors file onto the CPU. InputError when it is missing or malformed."""
+    path = Path(path)
+    payload = _read_bytes(path)
+    try:
+        return safetensors.torch.load(payload)
+    except SafetensorError as error:
+        raise _not_safetensors(path, error) from error
+
+
+def load_metadata(path: Path | str) -> dict[str, str]:
+    """Reads the header metadata of a safetensors file ({} without one). Errors as `load_tensors`."""
+    path = Path(path)
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise _not_safetensors(path, error) from error
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().to("cpu")
+    if tensor.is_floating_point():
+        tensor = tensor.to(float32)
+    # A copy of its own: safetensors refuses tensors that share memory, such as two views of one mask.
+    return tensor.contiguous().clone()
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file, found a directory.")
+    if not path.exists():
+        beside = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"
+        raise InputError(f"{path}: no such file{beside}. Check the path, or run the command that writes it.")
+
+
+def _read_bytes(path: Path) -> bytes:
+    _require_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def _not_safetensors(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: expected a safetensors file, found something else ({error}). Write it again.")
+
+
+def _write_failure(path: Path, size: int, error: OSError) -> RunError:
+    if error.errno in _DISK_FULL:
+        what = f"no space left for {size:,} bytes ({error.strerror})"
+        fix = "Free some space or give another --out directory"
+    elif error.errno in _NOT_ALLOWED:
+        what = f"not allowed to write there ({error.strerror})"
+        fix = "Change the permissions or give another --out directory"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        what = f"a file is where a directory should be, or the other way round ({error.strerror})"
+        fix = "Move it away or give another --out directory"
+    else:
+        what = f"{error.strerror or error}"
+        fix = "Give another --out directory"
+    return RunError(f"{path}: could not be written: {what}. {fix}. Nothing half-written was left.")
+
+
+def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
+    """Every float inside nested dicts and lists, with the path that leads to it."""
+    if isinstance(value, float):
+        yield field, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{field}[{index}]")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
+
+
+def _validation_message(path: Path, cls: type[BaseModel], error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    lines = []
+    for problem in problems[:_SHOWN_FIELDS]:
+        field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        found = "" if problem["type"] == "missing" else f", found {str(problem['input'])[:60]!r}"
+        lines.append(f"field {field}: {problem['msg']}{found}")
+    more = len(problems) - _SHOWN_FIELDS
+    if more > 0:
+        lines.append(f"and {more} more")
+    return f"{path}: not a valid {cls.__name__}: {'; '.join(lines)}. Run the command that writes it again."
