@@ -94,7 +94,7 @@ class Distractor:
 
 @dataclass(frozen=True)
 class Context:
-    """The bindings in order, the distractors, and the form (the word that binds: `=`, `is`, `holds`, `has`)."""
+    """The bindings in order, the distractors, and the form (which word binds: `=`, `is`, ...)."""
 
     bindings: tuple[Binding, ...]
     distractors: tuple[Distractor, ...] = ()
@@ -133,7 +133,7 @@ def validate(context: Context, query: Query) -> None:
     for distractor in context.distractors:
         fits = distractor.item in FILLERS.get(distractor.word, ())
         if not fits or not 0 <= distractor.before <= len(context.bindings):
-            raise InputError(f"{distractor} is not in the language; use `note` and a name or `skip` and a digit")
+            raise InputError(f"{distractor} is not in the language; it takes `note` + name or `skip` + digit")
     for form in (context.form, query.form):
         if form not in FORMS:
             raise InputError(f"form {form!r} is not one of {', '.join(FORMS)}")
