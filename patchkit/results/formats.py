@@ -1,4 +1,4 @@
-"""Files that results are written to and read from: safetensors for tensors, JSON for the rest, nothing pickled.
+"""Files that results are written to and read from: tensors as safetensors, the rest as JSON, nothing pickled.
 
 A file is either the old one or the complete new one, never half of it: `atomic_write` writes beside the
 target, flushes to the disk and renames. A failure to write is a `RunError` (the run was fine, the disk was
@@ -32,11 +32,11 @@ _SHOWN_FIELDS = 5
 
 
 def atomic_write(path: Path | str, data: bytes | str) -> None:
-    """Puts `data` (text is written as UTF-8) at `path` so that readers see the old file or the whole new one.
+    """Puts `data` (text as UTF-8) at `path` so that readers see the old file or the whole new one.
 
-    Missing parent directories are made. Raises RunError naming the file and the fix when the disk is full, the
-    place is not writable or anything else the system reports; the temporary file is then gone and the old file
-    is as it was.
+    Missing parent directories are made. Raises RunError naming the file and the fix when the disk is full,
+    the place is not writable or the system reports anything else; the temporary file is then gone and the old
+    file is as it was.
     """
     path = Path(path)
     payload = data.encode("utf-8") if isinstance(data, str) else data
@@ -60,8 +60,8 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes `value` (dicts, lists, strings, finite numbers, booleans, None) as indented JSON, atomically.
 
-    Raises RunError naming the field when a number is NaN or infinite: JSON has no such numbers, and a reader in
-    another language would fail on them. A value that is not defined is None.
+    Raises RunError naming the field when a number is NaN or infinite: JSON has no such numbers, and a reader
+    in another language would fail on them. A value that is not defined is None.
     """
     for field, number in _numbers(value):
         if not math.isfinite(number):
