@@ -9,7 +9,7 @@ import random
 import torch
 from torch import Tensor
 
-from patchkit.tasks import language
+from patchkit.tasks import ioi_language, language
 
 IGNORED = -100  # the label of positions that carry no loss
 
@@ -109,3 +109,61 @@ class BindingStream:
 
     def ready(self, target: float) -> bool:
         return self.stage == "operations" and self.running > target
+
+
+class IndirectObjectStream:
+    """Induction, then stories of `patchkit.tasks.ioi_language` with several givings each.
+
+    Half of the story batches carry the loss on the indirect objects alone, the other half on every word (plain
+    language modelling); 15 % of the batches stay induction. Stories have two pairs of names until the running
+    accuracy passes 0.9, then one to three pairs and up to two bystanders. The giver's pair is always in the train
+    split.
+    """
+
+    GIVINGS = 4
+
+    def __init__(self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 24)):
+        self.rng = random.Random(seed)
+        self.batch, self.induction_batch, self.lengths = batch, induction_batch, lengths
+        self.ids = {word: index for index, word in enumerate(ioi_language.VOCABULARY)}
+        self.stage, self.running = "induction", 0.0
+        self._counted = True
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next batch [B T], labels [B T]."""
+        draw = self.rng.random()
+        induction = self.stage == "induction" or draw < 0.15
+        every_word = draw > 0.575
+        self._counted = self.stage == "induction" or not (induction or every_word)
+        if induction:
+            bos = self.ids[ioi_language.BOS]
+            return repeated_sequences(self.rng, self.induction_batch, 3, len(self.ids), bos, self.lengths)
+        rows, labels = zip(*(self._story(every_word) for _ in range(self.batch)), strict=True)
+        return pad_right(list(rows), list(labels), self.ids[ioi_language.PAD])
+
+    def _story(self, every_word: bool) -> tuple[list[int], list[int]]:
+        rng, simple = self.rng, self.stage == "pairs"
+        story = ioi_language.sample_story(
+            rng, n_pairs=2 if simple else None, n_bystanders=0 if simple else None, split="train"
+        )
+        words, answers = [ioi_language.BOS, *ioi_language.words(story)], set[int]()
+        for giving in range(self.GIVINGS):
+            if giving:
+                story = ioi_language.resample_giving(rng, story)
+                words += [".", *ioi_language.closing_words(story)]
+            answers.add(len(words) - 1)
+            words.append(ioi_language.answer(story))
+        row = [self.ids[word] for word in words]
+        wanted = [every_word or index in answers for index in range(len(row) - 1)]
+        return row, [*(row[i + 1] if keep else IGNORED for i, keep in enumerate(wanted)), IGNORED]
+
+    def feedback(self, accuracy: float) -> None:
+        """Take in one batch's accuracy; move to the next stage when the running mean is high enough."""
+        if not self._counted:
+            return
+        self.running = 0.95 * self.running + 0.05 * accuracy
+        if self.running > 0.9 and self.stage != "stories":
+            self.stage, self.running = ("pairs" if self.stage == "induction" else "stories"), 0.0
+
+    def ready(self, target: float) -> bool:
+        return self.stage == "stories" and self.running > target

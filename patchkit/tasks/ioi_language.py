@@ -95,8 +95,12 @@ def answer(story: Story) -> str:
 
 def words(story: Story) -> list[str]:
     """The prompt's words, without the beginning-of-sequence token."""
-    closing = CLOSINGS[story.closing].format(giver=story.giver, object=story.object)
-    return " ".join([*(sentence.text() for sentence in story.sentences), closing]).split()
+    return " ".join(sentence.text() for sentence in story.sentences).split() + closing_words(story)
+
+
+def closing_words(story: Story) -> list[str]:
+    """The words of the giving: everything after the sentences, up to and without the indirect object."""
+    return CLOSINGS[story.closing].format(giver=story.giver, object=story.object).split()
 
 
 def render(story: Story) -> str:
@@ -145,6 +149,13 @@ def sample_story(
     ]
     rng.shuffle(sentences)
     return Story(tuple(sentences), rng.choice(names[:2]), rng.choice(OBJECTS), rng.randrange(len(CLOSINGS)))
+
+
+def resample_giving(rng: random.Random, story: Story) -> Story:
+    """The same sentences with a random giver from any train pair, another object and another closing."""
+    pairs = [s for s in story.sentences if isinstance(s, PairSentence) and split_of(s.first, s.second) == "train"]
+    giver = rng.choice([name for pair in pairs for name in (pair.first, pair.second)])
+    return replace(story, giver=giver, object=rng.choice(OBJECTS), closing=rng.randrange(len(CLOSINGS)))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
