@@ -1,0 +1,109 @@
+"""The sizes of a model, read from its config and checked against its modules; no weights are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from patchkit.errors import InputError
+from patchkit.model.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of a decoder. `d_mlp` is the number of neurons of one MLP; `parallel`: attention and MLP side by side."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    vocab_size: int
+    parallel: bool
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.n_heads // self.n_kv_heads
+
+
+def find_module(root: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at a dotted path, or None."""
+    try:
+        found = attrgetter(path)(root)
+    except AttributeError:
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def input_width(module: nn.Module) -> int:
+    """Columns a projection reads. HF's Conv1D (GPT-2) keeps its weight transposed."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1]
+
+
+def check_paths(module: nn.Module, arch: Architecture) -> None:
+    """Checks that every path of the table exists on the model and on each of its blocks.
+
+    Raises:
+        InputError: naming the field, the path that was looked for, and what is there instead.
+    """
+    for field, path in arch.model_paths().items():
+        if find_module(module, path) is None:
+            present = ", ".join(name for name, _ in module.named_modules() if name.count(".") <= 1 and name)[:400]
+            raise InputError(
+                f"{type(module).__name__} (family '{arch.family}'): no module '{path}' for '{field}'. Found: {present}"
+            )
+    blocks = find_module(module, arch.layers)
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+        raise InputError(
+            f"{type(module).__name__} (family '{arch.family}'): '{arch.layers}' should be a non-empty ModuleList, "
+            f"found {type(blocks).__name__}"
+        )
+    for index, block in enumerate(blocks):
+        for field, path in arch.block_paths().items():
+            if find_module(block, path) is None:
+                present = ", ".join(name for name, _ in block.named_modules() if name)
+                raise InputError(
+                    f"{type(module).__name__} (family '{arch.family}'), layer {index}: no module '{path}' for "
+                    f"'{field}'. Found: {present}. Register a corrected Architecture if this is a variant"
+                )
+
+
+def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
+    """The sizes of a model whose paths were checked; the config and the modules must agree.
+
+    Raises:
+        InputError: naming the two sizes that contradict each other.
+    """
+    n_heads = int(config.num_attention_heads)
+    n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    d_model = int(config.hidden_size)
+    blocks = find_module(module, arch.layers)
+    assert isinstance(blocks, nn.ModuleList)
+    out_proj, neurons = find_module(blocks[0], arch.out_proj), find_module(blocks[0], arch.neurons)
+    assert out_proj is not None and neurons is not None
+    width = input_width(out_proj)
+    d_head = int(getattr(config, "head_dim", None) or width // n_heads)
+    if n_heads * d_head != width:
+        raise InputError(
+            f"{type(module).__name__}: '{arch.out_proj}' reads {width} columns, expected heads x d_head = "
+            f"{n_heads} x {d_head} = {n_heads * d_head}"
+        )
+    if n_heads % n_kv_heads:
+        raise InputError(f"{type(module).__name__}: {n_heads} heads do not divide into {n_kv_heads} KV heads")
+    return Dims(
+        n_layers=len(blocks),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_head=d_head,
+        d_model=d_model,
+        d_mlp=input_width(neurons),
+        vocab_size=int(config.vocab_size),
+        parallel=arch.is_parallel(config),
+    )

@@ -1,0 +1,185 @@
+"""Opening a model: a directory, a hub name, an HF module or an nnsight model becomes a `PatchModel`.
+
+Embedded names and the validation on load are added one floor up (`patchkit.load`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnsight.modeling.transformers import TransformersModel
+from tokenizers import Tokenizer, models
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from patchkit.errors import InputError
+from patchkit.model.architectures import architecture_for
+from patchkit.model.dims import check_paths, read_dims
+from patchkit.model.patch_model import PatchModel
+
+_DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:
+    """A dtype from its name; None stays None (the checkpoint's own, see `open_model`)."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype '{dtype}' is not known; expected one of: {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def open_model(
+    source: str | Path | nn.Module | TransformersModel,
+    *,
+    name: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    lazy: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PatchModel:
+    """Opens a model without validating it numerically; `patchkit.load` is this plus embedded names and validation.
+
+    Args:
+        source: a local directory, a hub name, an HF causal LM, or an nnsight `TransformersModel`.
+        dtype: default: the checkpoint's own dtype.
+        lazy: meta weights only: sizes, sites and plans work, runs do not.
+
+    Raises:
+        InputError: the directory or its files are missing, the family is unknown, options contradict each other.
+    """
+    if device is not None and device_map is not None:
+        raise InputError(f"device={device!r} and device_map={device_map!r} were both given; give one of them")
+    if isinstance(source, TransformersModel):
+        return _from_module(source._module, source, name, tokenizer or source.tokenizer, attn_implementation)
+    if isinstance(source, nn.Module):
+        given = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
+        unusable = [key for key, value in given.items() if value is not None]
+        if unusable:
+            raise InputError(f"{', '.join(unusable)} cannot be applied to a module that exists already; convert it yourself")
+        return _from_module(source, None, name, tokenizer, attn_implementation)
+    path = os.fspath(source)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    config = _read_config(path, options)
+    arch = architecture_for(config)
+    tokenizer = tokenizer or _read_tokenizer(path, options)
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    torch_dtype = parse_dtype(dtype)
+    if lazy:
+        with torch.device("meta"):
+            lazy_dtype = torch_dtype if isinstance(torch_dtype, torch.dtype) else getattr(config, "dtype", None)
+            module = AutoModelForCausalLM.from_config(config, dtype=lazy_dtype or torch.float32, trust_remote_code=trust_remote_code)
+    else:
+        module = _read_weights(path, config, torch_dtype, device_map, options)
+        if device is not None:
+            module = module.to(device)
+    module.eval().requires_grad_(False)
+    model = _wrap(module, None, name or path, tokenizer, borrowed=False, revision=revision, lazy=lazy)
+    assert model.arch == arch
+    return model
+
+
+def _from_module(
+    module: nn.Module,
+    lm: TransformersModel | None,
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    attn_implementation: str | None,
+) -> PatchModel:
+    if not hasattr(module, "config"):
+        raise InputError(f"{type(module).__name__} has no config; expected a Hugging Face causal language model")
+    if module.training:
+        raise InputError(f"{type(module).__name__} is in training mode, where dropout makes runs differ; call .eval() first")
+    current = getattr(module.config, "_attn_implementation", None)
+    if attn_implementation is not None and attn_implementation != current:
+        raise InputError(
+            f"{type(module).__name__} uses attention implementation '{current}' and is not modified; load it with "
+            f"attn_implementation='{attn_implementation}' or call module.set_attn_implementation('{attn_implementation}') first"
+        )
+    return _wrap(module, lm, name or type(module).__name__, tokenizer, borrowed=True)
+
+
+def _wrap(
+    module: nn.Module,
+    lm: TransformersModel | None,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    borrowed: bool,
+    revision: str | None = None,
+    lazy: bool = False,
+) -> PatchModel:
+    config: Any = module.config
+    arch = architecture_for(config)
+    check_paths(module, arch)
+    dims = read_dims(module, config, arch)
+    if lm is None:
+        # nnsight wants a tokenizer even when it is only ever given token ids.
+        lm = TransformersModel(module, task="text-generation", tokenizer=tokenizer or _placeholder_tokenizer(dims.vocab_size))
+    return PatchModel(lm, arch, dims, name=name, tokenizer=tokenizer, revision=revision, lazy=lazy, borrowed=borrowed)
+
+
+def _read_config(path: str, options: dict[str, Any]) -> Any:
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise InputError(f"{path}: no config.json in this directory; expected a Hugging Face model directory")
+    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise InputError(f"{path}: no such directory")
+    try:
+        return AutoConfig.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model '{path}' could not be opened: it is not an embedded name, not a local directory, and the hub gave: "
+            f"{_first_line(error)}. `patchkit models` lists the embedded names"
+        ) from error
+
+
+def _read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    if Path(path).is_dir() and not any((Path(path) / file).exists() for file in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer of '{path}' could not be read: {_first_line(error)}. Give one with tokenizer=..., or remove "
+            "its files to work with token ids"
+        ) from error
+
+
+def _read_weights(
+    path: str, config: Any, dtype: torch.dtype | str | None, device_map: Any, options: dict[str, Any]
+) -> nn.Module:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"the weights of '{path}' could not be loaded: {_first_line(error)}") from error
+
+
+def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Spells each id as its number; it satisfies nnsight's constructor and is never used on a prompt."""
+    vocabulary = {str(i): i for i in range(vocab_size)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")), pad_token="0", unk_token="0"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

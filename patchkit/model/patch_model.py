@@ -1,0 +1,146 @@
+"""`PatchModel`: an unmodified Hugging Face decoder behind nnsight, with its sizes, its weights as views and its sites."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from nnsight.modeling.transformers import TransformersModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from patchkit.errors import InputError
+from patchkit.model.architectures import Architecture
+from patchkit.model.dims import Dims
+
+
+class PatchModel:
+    """A model that patchkit can read and patch. Made by `patchkit.load`; the HF model inside is not modified.
+
+    Attributes:
+        lm: nnsight's wrapper; only `patchkit.tracing` opens traces on it.
+        name: what the user called it: an embedded name, a directory, a hub name, or the module's class.
+        revision: the hub revision, if one was asked for.
+        arch: where this family keeps things.
+        dims: its sizes.
+        tokenizer: None for a model that came without one (prompts are then token ids).
+        lazy: whether the weights are still on the meta device (plans only).
+    """
+
+    def __init__(
+        self,
+        lm: TransformersModel,
+        arch: Architecture,
+        dims: Dims,
+        *,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase | None,
+        revision: str | None = None,
+        lazy: bool = False,
+        borrowed: bool = False,
+    ) -> None:
+        self.lm = lm
+        self.arch = arch
+        self.dims = dims
+        self.name = name
+        self.tokenizer = tokenizer
+        self.revision = revision
+        self.lazy = lazy
+        self._borrowed = borrowed
+
+    def __repr__(self) -> str:
+        d = self.dims
+        return f"PatchModel({self.name!r}, {self.arch.family}, {d.n_layers} layers x {d.n_heads} heads, d_model {d.d_model})"
+
+    @property
+    def hf(self) -> nn.Module:
+        """The Hugging Face module."""
+        return self.lm._module
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.hf.config  # pyright: ignore[reportReturnType]
+
+    @property
+    def embed_device(self) -> torch.device:
+        """Where prompts go: the device of the token embedding."""
+        return attrgetter(self.arch.embed)(self.hf).weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def pad_id(self) -> int:
+        """A token for left padding; it is masked, so any id of the vocabulary will do when none is declared."""
+        declared = getattr(self.tokenizer, "pad_token_id", None)
+        if declared is None:
+            declared = getattr(self.config, "pad_token_id", None)
+        return declared if declared is not None and 0 <= declared < self.dims.vocab_size else 0
+
+    def block(self, layer: int) -> Any:
+        """The nnsight envoy of a block."""
+        return attrgetter(self.arch.layers)(self.lm)[layer]
+
+    def block_module(self, layer: int) -> nn.Module:
+        """The HF module of a block."""
+        return attrgetter(self.arch.layers)(self.hf)[layer]
+
+    def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O of a layer, per head: a view of the model's weight. attn_out before any post-norm = sum_h z_h @ W_O[h] + b_O."""
+        module = attrgetter(self.arch.out_proj)(self.block_module(layer))
+        weight = module.weight if _is_conv1d(module) else module.weight.T
+        heads, width = self.dims.n_heads, self.dims.d_head
+        if tuple(weight.shape) != (heads * width, self.dims.d_model):
+            raise InputError(
+                f"{self.name}: W_O of layer {layer} has shape {tuple(weight.shape)}, expected "
+                f"{(heads * width, self.dims.d_model)}; a tensor-parallel shard cannot be used"
+            )
+        return weight.unflatten(0, (heads, width))
+
+    def b_o(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """The output projection's bias, or None."""
+        return attrgetter(self.arch.out_proj)(self.block_module(layer)).bias
+
+    def fingerprint(self) -> str:
+        """A digest of the weights' metadata (names, shapes, dtypes) and of the config: the same model gives the same."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(self.config.to_json_string(use_diff=False).encode())
+        return digest.hexdigest()[:32]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Parameters need no gradient inside; a borrowed module gets its own settings back afterwards."""
+        if not self._borrowed:
+            yield
+            return
+        trained = [p for p in self.hf.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def require_weights(self) -> None:
+        """Raises InputError on a lazily opened model, which can be planned with but not run."""
+        if self.lazy:
+            raise InputError(f"{self.name} was loaded with lazy=True and has no weights; load it without lazy to run it")
+
+    def release(self) -> None:
+        """Takes nnsight's controllers off the HF module, which is then exactly as it was before `patchkit.load`."""
+        for module in self.hf.modules():
+            for attribute in ("forward", "__nnsight__"):
+                module.__dict__.pop(attribute, None)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"

@@ -1,0 +1,80 @@
+"""Blending runs through a mask: at one position a row, `keep * original + (1 - keep) * alternate`, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchkit.data.batch import Batch
+from patchkit.errors import InputError
+from patchkit.model import KINDS, PatchModel, Site, check_site
+from patchkit.model.access import prepare, read_site, write_site
+from patchkit.tracing._inputs import forward_inputs
+from patchkit.tracing.reuse import Prefix
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The mask of one site and the alternate run's activations there.
+
+    Attributes:
+        keep: `[nodes]` or one mask a row `[batch, nodes]`; 1 keeps the original run, 0 puts in the alternate's. The
+            whole site has one node unless it is divided into heads or neurons.
+        alternate: `[batch, head, d_head]`, `[batch, neuron]` or `[batch, d_model]`.
+    """
+
+    site: Site
+    keep: Tensor
+    alternate: Tensor
+
+    def apply(self, own: Tensor) -> Tensor:
+        """Blends the run's own activation at the position, `[batch, ...]` as `alternate`."""
+        keep = self.keep.to(device=own.device, dtype=own.dtype)
+        alternate = self.alternate.to(device=own.device, dtype=own.dtype)
+        if KINDS[self.site.kind].unit in ("head", "kv_head"):
+            keep = keep.unsqueeze(-1)
+        return torch.lerp(alternate, own, keep.expand_as(own))
+
+
+def blended_logits(
+    model: PatchModel, run: Batch | Prefix, blends: Sequence[Blend], columns: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """Last-position logits of the original run with every site blended at `columns`.
+
+    Differentiable in each `keep`. Given a `Prefix`, only its rest is run.
+
+    Args:
+        run: the original prompts, whole or with their prefix computed.
+        columns: the padded column of the whole batch at which row b is blended.
+
+    Raises:
+        InputError: a site the model does not have, a mask of the wrong size, a column before the prefix's end.
+    """
+    ordered = sorted(blends, key=lambda blend: blend.site)
+    for blend in ordered:
+        check_site(blend.site, model.dims)
+        nodes = KINDS[blend.site.kind].count(model.dims)
+        if blend.keep.shape[-1] != nodes:
+            raise InputError(f"mask of {blend.site}: {blend.keep.shape[-1]} values, expected {nodes}")
+    prepare(model, [blend.site for blend in ordered])
+    start, inputs = (run.start, run.inputs()) if isinstance(run, Prefix) else (0, forward_inputs(model, run))
+    width = inputs["input_ids"].shape[1]
+    if int(columns.min()) < start:
+        raise InputError(f"a mask at column {int(columns.min())} lies in the prefix, which ends at column {start}")
+    rows, places = torch.arange(len(columns)), columns - start
+    with model.frozen():
+        with model.lm.trace(**inputs):
+            for blend in ordered:
+                activation = read_site(model, blend.site)
+                if width == 1:
+                    blended = blend.apply(activation[:, 0])[:, None]
+                else:
+                    here = (rows.to(activation.device), places.to(activation.device))
+                    blended = activation.index_put(here, blend.apply(activation[here]))
+                write_site(model, blend.site, blended)
+            logits = model.lm.output.logits[:, -1].save()
+    return logits

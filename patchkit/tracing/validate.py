@@ -1,0 +1,152 @@
+"""Validation on load: a tiny input shows that this model is read and written where the table says.
+
+A wrong path, a wrong head order or a renamed module would otherwise give plausible, wrong numbers. The checks use the
+model's own arithmetic: padding changes nothing, the residual stream adds up, the heads recompose to the attention's
+output through W_O, and writing each kind of site changes what comes after it.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from patchkit.data.batch import Batch
+from patchkit.errors import InputError
+from patchkit.model import KINDS, PatchModel, Site
+from patchkit.tracing.capture import Captured, capture
+from patchkit.tracing.patch import Patch, run_patched
+
+#: For each kind, the next site of the layer that must change when it is written.
+_SEEN_BY = {
+    "resid_pre": "resid_post",
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "q": "z",
+    "k": "z",
+    "v": "z",
+    "z": "attn_out",
+    "attn_out": "resid_post",
+    "resid_mid": "resid_post",
+    "neuron": "mlp_out",
+    "mlp_out": "resid_post",
+}
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+_COARSE = 5e-2
+
+
+def available_kinds(model: PatchModel) -> list[str]:
+    """The node kinds this model has, in execution order."""
+    return [kind for kind in KINDS if not (kind == "resid_mid" and model.dims.parallel)]
+
+
+@torch.no_grad()
+def validate(model: PatchModel) -> None:
+    """Checks a freshly opened model on a tiny input; see the module's docstring.
+
+    Raises:
+        InputError: naming the model, the layer, the kind, and what did not agree.
+    """
+    vocab = model.dims.vocab_size
+    prompt = [int(i) % vocab for i in torch.linspace(1, vocab - 1, 8)]
+    batch = Batch.from_ids([prompt[:6], prompt], pad_id=model.pad_id)
+    kinds = available_kinds(model)
+    layers = range(model.dims.n_layers)
+    try:
+        run = capture(model, batch, [Site(kind, layer) for kind in kinds for layer in layers])
+        _check_shapes(model, run, batch)
+        _check_padding(model, run, prompt[:6])
+        for layer in layers:
+            _check_residual(model, run, layer)
+            _check_heads(model, run, layer)
+        _check_writes(model, kinds, prompt)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, AttributeError, TypeError, IndexError, KeyError) as error:
+        raise InputError(
+            f"{model.name} (family '{model.arch.family}') could not be read by the architecture table: "
+            f"{type(error).__name__}: {str(error).strip()[:500]}. Register a corrected Architecture, "
+            "or load it with another attn_implementation"
+        ) from error
+
+
+def _agree(model: PatchModel, found: Tensor, expected: Tensor, what: str) -> None:
+    found, expected = found.double(), expected.to(found.device).double()
+    scale = float(expected.abs().max()) + 1e-6
+    gap = float((found - expected).abs().max()) / scale
+    limit = _TOLERANCE.get(model.dtype, _COARSE)
+    if not gap <= limit:
+        raise InputError(
+            f"{model.name} (family '{model.arch.family}') fails validation: {what} (relative difference {gap:.2g}, "
+            f"allowed {limit:.0e}). The architecture table does not fit this model; register a corrected Architecture"
+        )
+
+
+def _check_shapes(model: PatchModel, run: Captured, batch: Batch) -> None:
+    for site, value in run.values.items():
+        kind = KINDS[site.kind]
+        nodes = () if kind.unit == "vector" else (kind.count(model.dims),)
+        width = () if kind.unit == "neuron" else (kind.width(model.dims),)
+        expected = (batch.rows, batch.width, *nodes, *width)
+        if tuple(value.shape) != expected:
+            raise InputError(f"{model.name}: site {site} has shape {tuple(value.shape)}, expected {expected}")
+    if not bool(torch.isfinite(run.logits).all()):
+        raise InputError(f"{model.name} gives NaN or infinite logits on a tiny input; try another dtype")
+
+
+def _check_padding(model: PatchModel, run: Captured, prompt: list[int]) -> None:
+    ids = torch.tensor([prompt], device=model.embed_device)
+    with torch.no_grad():
+        plain = model.hf(input_ids=ids, use_cache=False).logits[:, -1]
+    _agree(model, run.logits[:1], plain, "a left-padded prompt gives other logits than the same prompt alone")
+
+
+def _check_residual(model: PatchModel, run: Captured, layer: int) -> None:
+    def at(kind: str) -> Tensor:
+        # Padding is left out: fully masked queries are undefined in some attention implementations.
+        return run.values[Site(kind, layer)][1].to(model.embed_device)
+
+    mid = at("resid_pre") + at("attn_out")
+    if not model.dims.parallel:
+        _agree(model, mid, at("resid_mid"), f"layer {layer}: resid_pre + attn_out is not resid_mid")
+    _agree(model, mid + at("mlp_out"), at("resid_post"), f"layer {layer}: the residual stream does not add up")
+
+
+def _check_heads(model: PatchModel, run: Captured, layer: int) -> None:
+    z, weight, bias = run.values[Site("z", layer)][1], model.w_o(layer), model.b_o(layer)
+    out = torch.einsum("thd,hdm->tm", z, weight.to(z))
+    if bias is not None:
+        out = out + bias.to(z)
+    if model.arch.attn_out is not None:
+        with torch.no_grad():
+            out = attrgetter(model.arch.attn_out)(model.block_module(layer))(out)
+    _agree(model, out, run.values[Site("attn_out", layer)][1], f"layer {layer}: heads do not recompose to attn_out")
+
+
+def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> None:
+    """One row a kind: written at every layer, it must change the site that reads it."""
+    watched = [(kind, _SEEN_BY[kind]) for kind in kinds if kind in _SEEN_BY]
+    batch = Batch.from_ids([prompt] * (len(watched) + 1), pad_id=model.pad_id)
+    layers = range(model.dims.n_layers)
+    sites = [Site(kind, layer) for kind, _ in watched for layer in layers]
+    own = capture(model, batch, sites)
+    generator = torch.Generator().manual_seed(0)
+    patches = []
+    for row, (kind, _) in enumerate(watched, start=1):
+        for layer in layers:
+            value = own.values[Site(kind, layer)][row : row + 1]
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            # Far from the run's own value on its own scale, so that even a saturated attention moves.
+            other = -value + noise * (value.abs().mean() + 1)
+            patches.append(Patch(Site(kind, layer), other, rows=torch.tensor([row])))
+    seen = {Site(observer, layer) for _, observer in watched for layer in layers}
+    run = run_patched(model, batch, patches, read=seen)
+    for row, (kind, observer) in enumerate(watched, start=1):
+        values = [run.values[Site(observer, layer)] for layer in layers]
+        if not any(bool((value[row] != value[0]).any()) for value in values):
+            raise InputError(
+                f"{model.name} (family '{model.arch.family}') fails validation: writing '{kind}' changes '{observer}' "
+                "at no layer. The architecture table does not fit this model; register a corrected Architecture"
+            )
