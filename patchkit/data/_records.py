@@ -1,0 +1,183 @@
+"""Lines of a file or rows of a dataset, as records that remember where they came from.
+
+Both readers of this floor (`pairs`, `desiderata`) go through here, so that every complaint names the file,
+the line, what was expected, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from patchkit.errors import InputError, RunError
+
+Source = str | Path | Dataset
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line or row: `where` says which one, for messages; `values` holds the columns."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def error(self, message: str) -> InputError:
+        """An InputError about this record."""
+        return InputError(f"{self.where}: {message}")
+
+
+def read_records(source: Source, what: str) -> list[Record]:
+    """Every record of a JSON Lines file, a CSV file (by its ending) or a `datasets.Dataset`.
+
+    `what` names the content in messages ("prompt pairs"). Blank lines are skipped; an empty source is an
+    error. Arrow cannot tell an absent key from a null one, so nulls in a Dataset count as absent.
+    """
+    if isinstance(source, Dataset):
+        rows = [{key: value for key, value in dict(row).items() if value is not None} for row in source]
+        records = [Record(f"dataset row {index}", row) for index, row in enumerate(rows)]
+        if not records:
+            raise InputError(f"the dataset of {what} has no rows; expected at least one")
+        return records
+    path = Path(source)
+    text = _read_text(path, what)
+    records = _csv_records(path, text) if path.suffix.lower() == ".csv" else _json_records(path, text)
+    if not records:
+        raise InputError(f"{path}: the file of {what} is empty; expected at least one line")
+    return records
+
+
+def _read_text(path: Path, what: str) -> str:
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file of {what}, found a directory; give the file inside it")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a file of {what} (JSON Lines or CSV)") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected UTF-8 text, found byte {error.start} that is not; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _json_records(path: Path, text: str) -> list[Record]:
+    records = []
+    # split("\n"), not splitlines(): JSON strings may hold U+2028 and the like unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            values = json.loads(line, object_pairs_hook=_without_duplicates)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{where}: malformed JSON at column {error.colno} ({error.msg}); expected one complete "
+                "object a line"
+            ) from None
+        except _DuplicateKey as error:
+            raise InputError(f"{where}: the key {error.key!r} appears twice; keep one of them") from None
+        if not isinstance(values, dict):
+            raise InputError(
+                f"{where}: expected a JSON object, found {kind(values)}; write one object a line, without "
+                "a list around"
+            )
+        records.append(Record(where, values))
+    return records
+
+
+class _DuplicateKey(Exception):
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def _without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in items:
+        if key in result:
+            raise _DuplicateKey(key)
+        result[key] = value
+    return result
+
+
+def _csv_records(path: Path, text: str) -> list[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records: list[Record] = []
+    header: list[str] | None = None
+    try:
+        for row in reader:
+            if not row:
+                continue
+            if header is None:
+                header = [name.strip() for name in row]
+                repeated = {name for name in header if header.count(name) > 1}
+                if repeated:
+                    raise InputError(
+                        f"{path} line 1: column {min(repeated)!r} appears twice; keep one of them"
+                    )
+                continue
+            if len(row) != len(header):
+                raise InputError(
+                    f"{path} line {reader.line_num}: expected {len(header)} fields as in the header, "
+                    f"found {len(row)}; quote fields that hold commas"
+                )
+            records.append(Record(f"{path} line {reader.line_num}", dict(zip(header, row, strict=True))))
+    except csv.Error as error:
+        raise InputError(
+            f'{path} line {reader.line_num}: malformed CSV ({error}); quote fields with ""'
+        ) from None
+    return records
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, in words for messages."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true/false",
+        int: "a number",
+        float: "a fraction",
+    }
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one object a line, whole or not at all: a temporary file in the same directory, then a rename.
+
+    InputError where a value is not JSON; RunError, naming the file, where the disk refuses.
+    """
+    lines = []
+    for index, row in enumerate(rows):
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: item {index} cannot be written as JSON ({error}); use plain values"
+            ) from None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("x", encoding="utf-8", newline="\n") as stream:
+                stream.writelines(lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path}: could not be written ({error.strerror}); nothing was left half-written; free some "
+            "space or "
+            "choose another place"
+        ) from error
