@@ -1,0 +1,5 @@
+"""Pictures and the self-contained report page, from result objects alone."""
+
+from patchkit.report.page import mask_page as mask_page
+from patchkit.report.page import write_mask_report as write_mask_report
+from patchkit.report.page import write_report as write_report

@@ -1,0 +1,133 @@
+"""`report.html` of a run: one file that needs nothing else, with the pictures also as PNG beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from patchkit.errors import InputError
+from patchkit.report import _mask_sections as from_mask
+from patchkit.report import _study_sections as from_study
+from patchkit.report import plots
+from patchkit.report._html import escape, paragraph
+from patchkit.report._places import check
+from patchkit.report._style import style_sheet
+from patchkit.report._tokens import check_study
+from patchkit.report._words import headline, state, warning
+from patchkit.results.formats import atomic_write
+from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
+from patchkit.results.mask import MaskResult
+from patchkit.results.study import VariableBindingStudy
+
+REPORT = "report.html"
+PICTURES = ("mask.png", "path.png", "attention.png")
+
+# Nothing may be loaded or run: a page that a person forwards must not call anywhere, whatever text it was made from.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+_SECTION = re.compile(r'<section id="([^"]+)" data-short="([^"]+)"')
+
+
+def write_report(directory: Path | str) -> Path:
+    """Writes the report of whatever result `directory` holds and returns the path of `report.html`.
+
+    Raises InputError naming what was expected when it holds no result.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        found = "a file" if directory.exists() else "nothing"
+        raise InputError(
+            f"{directory}: expected the directory of a finished run (its --out), found {found} there."
+        )
+    if (directory / "mask.json").exists():
+        return write_mask_report(directory)
+    held = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
+    raise InputError(
+        f"{directory}: expected mask.json, as `patchkit mask` and `patchkit demo` write it; the directory holds {held}. "
+        "Give the --out directory of such a run, after it has finished."
+    )
+
+
+def write_mask_report(directory: Path | str) -> Path:
+    """Writes report.html, mask.png, path.png and attention.png from the files of a mask run; returns report.html's path.
+
+    Reads mask.json and mask.safetensors, and study.json and manifest.json where they are. A picture there is nothing
+    for (no sparsity path, no attention) is not written, and one left by an earlier report is removed. Everything is
+    read and drawn before the first file is written, each by rename. Raises InputError for missing, malformed or
+    mismatched files and RunError when writing fails.
+    """
+    directory = Path(directory)
+    result = MaskResult.load(directory)
+    study = VariableBindingStudy.load(directory) if (directory / "study.json").exists() else None
+    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    page = mask_page(result, study, manifest, place=directory.name)
+    drawn = {"mask.png": plots.to_png(plots.mask_figure(result))}
+    if result.lambda_path:
+        drawn["path.png"] = plots.to_png(plots.path_figure(result))
+    if study is not None and study.attention:
+        drawn["attention.png"] = plots.to_png(plots.attention_figure(study.attention))
+    for name in PICTURES:
+        if name in drawn:
+            atomic_write(directory / name, drawn[name])
+        else:
+            (directory / name).unlink(missing_ok=True)
+    atomic_write(directory / REPORT, page)
+    return directory / REPORT
+
+
+def mask_page(
+    result: MaskResult,
+    study: VariableBindingStudy | None = None,
+    manifest: Manifest | None = None,
+    place: str = "DIR",
+) -> str:
+    """The page as HTML, from the result objects alone; `place` is how the run's directory is called in commands.
+
+    Without a study the sections that need one are left out. Raises InputError when the parts do not fit together.
+    """
+    check(result)
+    if study is not None:
+        check_study(study)
+    sections = [
+        from_study.question(study, result) if study else "",
+        from_mask.components(result),
+        from_mask.desiderata(result),
+        from_study.forms(study) if study else "",
+        from_mask.path(result),
+        from_mask.carried(result),
+        from_study.attention(study) if study else "",
+        from_mask.own_masks(result),
+        from_mask.seeds(result),
+        from_study.comparison(study) if study else "",
+        from_mask.training(result),
+        from_study.notes(result, study),
+        from_study.reading(result, manifest),
+        from_study.again(study, manifest, place),
+    ]
+    title = f"{'Variable binding' if study else 'Desiderata mask'} in {result.model}"
+    return _document(title, _lead(title, result, manifest), [part for part in sections if part])
+
+
+def _lead(title: str, result: MaskResult, manifest: Manifest | None) -> str:
+    warnings = "".join(paragraph(text, "warn") for text in (warning(result), state(manifest)) if text)
+    return (
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(headline(result))}</p>'
+        f"{warnings}{from_mask.tiles(result)}"
+    )
+
+
+def _document(title: str, lead: str, sections: list[str]) -> str:
+    links = "".join(
+        f'<a href="#{found.group(1)}">{found.group(2)}</a>'
+        for part in sections
+        if (found := _SECTION.match(part))
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style_sheet()}</style></head>\n<body>"
+        f'<header>{lead}</header>\n<nav aria-label="Sections">{links}</nav>\n<main>\n'
+        + "\n".join(sections)
+        + "\n</main>\n<footer>Written by patchkit. The page loads nothing and runs no script.</footer></body></html>\n"
+    )
