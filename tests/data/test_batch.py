@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchkit.data import Batch, positions
@@ -11,6 +11,7 @@ from patchkit.errors import InputError
 ROWS = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(0, 60))
 def test_padding_keeps_every_token_and_puts_the_last_in_the_last_column(rows, pad):
     batch = Batch.from_ids(rows, pad_id=pad)
@@ -24,6 +25,7 @@ def test_padding_keeps_every_token_and_puts_the_last_in_the_last_column(rows, pa
     assert batch.position_ids.tolist() == expected
 
 
+@settings(deadline=None)
 @given(ROWS, st.data())
 def test_positions_reach_the_token_that_a_list_index_reaches(rows, data):
     batch = Batch.from_ids(rows, pad_id=0)

@@ -6,7 +6,16 @@ import pickle
 import pytest
 import torch
 
-from patchkit.data import METRICS, accuracy, check_metric, kl, logit_diff, prob_diff, resolve_metric, target_logprob
+from patchkit.data import (
+    METRICS,
+    accuracy,
+    check_metric,
+    kl,
+    logit_diff,
+    prob_diff,
+    resolve_metric,
+    target_logprob,
+)
 from patchkit.errors import InputError, RunError
 
 LOGITS = torch.tensor([[1.0, 2.0, -0.5], [0.0, 3.0, 0.5]])
