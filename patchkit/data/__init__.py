@@ -25,3 +25,7 @@ from patchkit.data.splits import require_disjoint as require_disjoint
 from patchkit.data.splits import require_equal_lengths as require_equal_lengths
 from patchkit.data.splits import span_positions as span_positions
 from patchkit.data.splits import split_if_needed as split_if_needed
+from patchkit.data.tokens import continuation_ids as continuation_ids
+from patchkit.data.tokens import encode as encode
+from patchkit.data.tokens import prompt_ids as prompt_ids
+from patchkit.data.tokens import word_span as word_span

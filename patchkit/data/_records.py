@@ -11,7 +11,8 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ class Record:
     def error(self, message: str) -> InputError:
         """An InputError about this record."""
         return InputError(f"{self.where}: {message}")
+
+    @contextmanager
+    def naming(self, column: str) -> Iterator[None]:
+        """Puts this record's place and the column before an InputError raised inside."""
+        try:
+            yield
+        except InputError as error:
+            raise self.error(f"{column}: {error}") from None
 
 
 def read_records(source: Source, what: str) -> list[Record]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from patchkit.data._fields import check_columns, spans, text, token_id, token_ids
 from patchkit.data._records import Record, Source, read_records, write_json_lines
-from patchkit.data._tokens import answer_ids, prompt_ids
+from patchkit.data.tokens import continuation_ids, prompt_ids
 from patchkit.errors import InputError
 
 Split = Literal["train", "test"]
@@ -121,8 +121,9 @@ def _read(
         original, alternate = (_prompt(record, name, tokenizer) for name in ("original", "alternate"))
         assert tokenizer is not None
         given = [name for name in _ANSWER_TEXT if values.get(name) is not None]
-        named = [(name, text(record, name)) for name in ("target", *given)]
-        target, *others = answer_ids(record, text(record, "original"), named, tokenizer, first_token)
+        named = [text(record, name) for name in ("target", *given)]
+        with record.naming(", ".join(("target", *given))):
+            target, *others = continuation_ids(tokenizer, text(record, "original"), named, first_token)
         answers = {f"{name}_id": token for name, token in zip(given, others, strict=True)}
         used = (*_TEXT, *_ANSWER_TEXT)
         highest = max(*original, *alternate, target, *others)
@@ -156,7 +157,8 @@ def _prompt(record: Record, column: str, tokenizer: PreTrainedTokenizerBase | No
             f"{column} is text, but the model has no tokenizer; give {', '.join(_IDS[1:])} instead, or load "
             "a tokenizer"
         )
-    return prompt_ids(record, column, prompt, tokenizer)
+    with record.naming(column):
+        return prompt_ids(tokenizer, prompt)
 
 
 def _row(triple: Triple) -> dict[str, Any]:

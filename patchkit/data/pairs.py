@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from patchkit.data._fields import check_columns, spans, text, token_id, token_ids
 from patchkit.data._records import Record, Source, read_records, write_json_lines
-from patchkit.data._tokens import answer_ids, prompt_ids
+from patchkit.data.tokens import continuation_ids, prompt_ids
 from patchkit.errors import InputError
 
 _IDS = ("clean_ids", "corrupt_ids", "answer_id", "wrong_id")
@@ -86,8 +86,9 @@ def _read(
         check_columns(record, _TEXT, (*_TEXT, *_OPTIONAL))
         clean, corrupt = (_prompt(record, name, tokenizer, vocab_size) for name in ("clean", "corrupt"))
         assert tokenizer is not None
-        answers = [("answer", text(record, "answer")), ("wrong", text(record, "wrong"))]
-        answer, wrong = answer_ids(record, text(record, "clean"), answers, tokenizer, first_token)
+        answers = text(record, "answer"), text(record, "wrong")
+        with record.naming("answer, wrong"):
+            answer, wrong = continuation_ids(tokenizer, text(record, "clean"), answers, first_token)
         _within(record, (answer, wrong), vocab_size)
         used = _TEXT
     if len(clean) != len(corrupt):
@@ -112,7 +113,9 @@ def _prompt(
             f"{column} is text, but the model has no tokenizer; give {', '.join(_IDS)} instead, or load a "
             "tokenizer"
         )
-    return _within(record, prompt_ids(record, column, prompt, tokenizer), vocab_size)
+    with record.naming(column):
+        ids = prompt_ids(tokenizer, prompt)
+    return _within(record, ids, vocab_size)
 
 
 def _within(record: Record, ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def test_more_that_cannot_be_read(tmp_path):
         InputError, match="line 1: original is text, but the model has no tokenizer; give original_ids"
     ):
         read_desiderata(lines(tmp_path / "u.jsonl", TEXT), None, 20)
-    with pytest.raises(InputError, match="line 1: target ' 1 2' is 2 tokens"):
+    with pytest.raises(InputError, match="line 1: target: the answer ' 1 2' is 2 tokens"):
         read_desiderata(lines(tmp_path / "v.jsonl", {**TEXT, "target": "1 2"}), TOY, 20)
     with pytest.raises(InputError, match="the tokenizer gives id 9, outside"):
         read_desiderata(lines(tmp_path / "w.jsonl", TEXT), TOY, 9)

@@ -166,7 +166,7 @@ def test_text_without_a_tokenizer_says_what_to_do(tmp_path):
 def test_words_the_tokenizer_does_not_know(tmp_path):
     with pytest.raises(InputError, match="line 1: clean: 'Zoe' is unknown to the tokenizer"):
         read_pairs(lines(tmp_path / "p.jsonl", {**TEXT, "clean": "Zoe gave to"}), TOY, 10)
-    with pytest.raises(InputError, match="wrong ' Zoe' is unknown to the tokenizer"):
+    with pytest.raises(InputError, match="answer, wrong: the answer ' Zoe' is unknown to the tokenizer"):
         read_pairs(lines(tmp_path / "p.jsonl", {**TEXT, "wrong": "Zoe"}), TOY, 10)
 
 
@@ -213,7 +213,7 @@ def test_answers_of_several_tokens(tmp_path):
     path = lines(tmp_path / "p.jsonl", row)
     letters = characters()
     with pytest.raises(
-        InputError, match=r"answer '47' is 2 tokens \('4' '7'\), expected one; .*--answer-first-token"
+        InputError, match=r"answer '47' is 2 tokens \('4', '7'\), expected one; .*--answer-first-token"
     ):
         read_pairs(path, letters, 100)
     (pair,) = read_pairs(path, letters, 100, answer_first_token=True)
@@ -228,7 +228,7 @@ def test_answers_of_several_tokens(tmp_path):
 
 def test_a_tokenizer_that_ends_every_text_is_refused(tmp_path):
     tokenizer = byte_pairs(["Mary gave to John"], eos=True)
-    with pytest.raises(InputError, match=r"puts '<\|endoftext\|>' after clean"):
+    with pytest.raises(InputError, match=r"clean: the tokenizer puts '<\|endoftext\|>' at the end"):
         read_pairs(lines(tmp_path / "p.jsonl", TEXT), tokenizer, 5000)
 
 
