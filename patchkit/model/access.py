@@ -150,7 +150,9 @@ def _unpack(model: PatchModel, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = fused.unflatten(-1, (dims.n_heads, 3 * dims.d_head)).chunk(3, dim=-1)
         return q, k, v
     heads, kv_heads = dims.n_heads, dims.n_kv_heads
-    q, k, v = fused.unflatten(-1, (heads + 2 * kv_heads, dims.d_head)).split([heads, kv_heads, kv_heads], dim=-2)
+    q, k, v = fused.unflatten(-1, (heads + 2 * kv_heads, dims.d_head)).split(
+        [heads, kv_heads, kv_heads], dim=-2
+    )
     return q, k, v
 
 

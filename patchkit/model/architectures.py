@@ -96,7 +96,12 @@ class Architecture:
 
     def model_paths(self) -> dict[str, str]:
         """What must exist on the model, by field."""
-        return {"layers": self.layers, "embed": self.embed, "final_norm": self.final_norm, "unembed": self.unembed}
+        return {
+            "layers": self.layers,
+            "embed": self.embed,
+            "final_norm": self.final_norm,
+            "unembed": self.unembed,
+        }
 
     def block_paths(self) -> dict[str, str]:
         """What must exist on every block, by field."""

@@ -55,7 +55,9 @@ def check_paths(module: nn.Module, arch: Architecture) -> None:
     """
     for field, path in arch.model_paths().items():
         if find_module(module, path) is None:
-            present = ", ".join(name for name, _ in module.named_modules() if name.count(".") <= 1 and name)[:400]
+            present = ", ".join(name for name, _ in module.named_modules() if name.count(".") <= 1 and name)[
+                :400
+            ]
             raise InputError(
                 f"{type(module).__name__} (family '{arch.family}'): no module '{path}' for '{field}'. Found: {present}"
             )

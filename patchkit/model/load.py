@@ -13,7 +13,13 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from patchkit.errors import InputError
 from patchkit.model.architectures import architecture_for
@@ -27,7 +33,13 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str | None:
@@ -70,7 +82,9 @@ def open_model(
         given = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
         unusable = [key for key, value in given.items() if value is not None]
         if unusable:
-            raise InputError(f"{', '.join(unusable)} cannot be applied to a module that exists already; convert it yourself")
+            raise InputError(
+                f"{', '.join(unusable)} cannot be applied to a module that exists already; convert it yourself"
+            )
         return _from_module(source, None, name, tokenizer, attn_implementation)
     path = os.fspath(source)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -84,8 +98,12 @@ def open_model(
     torch_dtype = parse_dtype(dtype)
     if lazy:
         with torch.device("meta"):
-            lazy_dtype = torch_dtype if isinstance(torch_dtype, torch.dtype) else getattr(config, "dtype", None)
-            module = AutoModelForCausalLM.from_config(config, dtype=lazy_dtype or torch.float32, trust_remote_code=trust_remote_code)
+            lazy_dtype = (
+                torch_dtype if isinstance(torch_dtype, torch.dtype) else getattr(config, "dtype", None)
+            )
+            module = AutoModelForCausalLM.from_config(
+                config, dtype=lazy_dtype or torch.float32, trust_remote_code=trust_remote_code
+            )
     else:
         module = _read_weights(path, config, torch_dtype, device_map, options)
         if device is not None:
@@ -104,9 +122,13 @@ def _from_module(
     attn_implementation: str | None,
 ) -> PatchModel:
     if not hasattr(module, "config"):
-        raise InputError(f"{type(module).__name__} has no config; expected a Hugging Face causal language model")
+        raise InputError(
+            f"{type(module).__name__} has no config; expected a Hugging Face causal language model"
+        )
     if module.training:
-        raise InputError(f"{type(module).__name__} is in training mode, where dropout makes runs differ; call .eval() first")
+        raise InputError(
+            f"{type(module).__name__} is in training mode, where dropout makes runs differ; call .eval() first"
+        )
     current = getattr(module.config, "_attn_implementation", None)
     if attn_implementation is not None and attn_implementation != current:
         raise InputError(
@@ -132,8 +154,12 @@ def _wrap(
     dims = read_dims(module, config, arch)
     if lm is None:
         # nnsight wants a tokenizer even when it is only ever given token ids.
-        lm = TransformersModel(module, task="text-generation", tokenizer=tokenizer or _placeholder_tokenizer(dims.vocab_size))
-    return PatchModel(lm, arch, dims, name=name, tokenizer=tokenizer, revision=revision, lazy=lazy, borrowed=borrowed)
+        lm = TransformersModel(
+            module, task="text-generation", tokenizer=tokenizer or _placeholder_tokenizer(dims.vocab_size)
+        )
+    return PatchModel(
+        lm, arch, dims, name=name, tokenizer=tokenizer, revision=revision, lazy=lazy, borrowed=borrowed
+    )
 
 
 def _read_config(path: str, options: dict[str, Any]) -> Any:

@@ -133,7 +133,9 @@ class PatchModel:
     def require_weights(self) -> None:
         """Raises InputError on a lazily opened model, which can be planned with but not run."""
         if self.lazy:
-            raise InputError(f"{self.name} was loaded with lazy=True and has no weights; load it without lazy to run it")
+            raise InputError(
+                f"{self.name} was loaded with lazy=True and has no weights; load it without lazy to run it"
+            )
 
     def release(self) -> None:
         """Takes nnsight's controllers off the HF module, which is then exactly as it was before `patchkit.load`."""

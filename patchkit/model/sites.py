@@ -28,7 +28,9 @@ class NodeKind:
 
     def count(self, dims: Dims) -> int:
         """Nodes per layer and position."""
-        return {"vector": 1, "head": dims.n_heads, "kv_head": dims.n_kv_heads, "neuron": dims.d_mlp}[self.unit]
+        return {"vector": 1, "head": dims.n_heads, "kv_head": dims.n_kv_heads, "neuron": dims.d_mlp}[
+            self.unit
+        ]
 
     def width(self, dims: Dims) -> int:
         """Numbers in one node's activation."""
@@ -82,7 +84,9 @@ def in_order(sites: Iterable[Site]) -> list[Site]:
 def check_site(site: Site, dims: Dims) -> None:
     """Raises InputError if a model of these sizes has no such site."""
     if not 0 <= site.layer < dims.n_layers:
-        raise InputError(f"site {site}: layer {site.layer} is out of range, the model has layers 0 to {dims.n_layers - 1}")
+        raise InputError(
+            f"site {site}: layer {site.layer} is out of range, the model has layers 0 to {dims.n_layers - 1}"
+        )
     if site.kind == "resid_mid" and dims.parallel:
         raise InputError(
             f"site {site}: this model's blocks run attention and MLP in parallel, so there is no residual stream "
@@ -124,10 +128,14 @@ def parse_node(name: str, dims: Dims) -> tuple[Site, int]:
     parts = (match["unit"], match["part"]) if match else None
     kind = {("a", "h"): "z", ("m", None): "mlp_out", ("m", "n"): "neuron"}.get(parts) if parts else None
     if match is None or kind is None:
-        raise InputError(f"node '{name}' is not a node name; expected a{{layer}}.h{{head}}, m{{layer}} or m{{layer}}.n{{neuron}}")
+        raise InputError(
+            f"node '{name}' is not a node name; expected a{{layer}}.h{{head}}, m{{layer}} or m{{layer}}.n{{neuron}}"
+        )
     site, index = Site(kind, int(match["layer"])), int(match["index"] or 0)
     check_site(site, dims)
     count = KINDS[kind].count(dims)
     if index >= count:
-        raise InputError(f"node '{name}': index {index} is out of range, layer {site.layer} has 0 to {count - 1}")
+        raise InputError(
+            f"node '{name}': index {index} is out of range, layer {site.layer} has 0 to {count - 1}"
+        )
     return site, index

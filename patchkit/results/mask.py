@@ -22,7 +22,9 @@ class SetScores(_Frozen):
     """Held-out accuracy of one desideratum when given sets of components are patched."""
 
     chosen: float = Field(description="the discretised mask")
-    soft: float = Field(description="the learned mask before rounding; chosen - soft is the discretisation gap")
+    soft: float = Field(
+        description="the learned mask before rounding; chosen - soft is the discretisation gap"
+    )
     empty: float = Field(description="nothing patched: the floor any claim must clear")
     all: float = Field(description="every component patched")
     complement: float = Field(description="every component except the chosen ones")
@@ -37,7 +39,9 @@ class DesideratumScores(_Frozen):
     """One desideratum: what it asks, how many triples it had, and what each set of components reaches."""
 
     name: str
-    kind: str = Field(description="'dependence' (the answer must become the target) or 'invariance' (it must stay)")
+    kind: str = Field(
+        description="'dependence' (the answer must become the target) or 'invariance' (it must stay)"
+    )
     description: str = ""
     trained: bool = Field(description="whether the mask was trained on it")
     n_train: int
@@ -79,8 +83,8 @@ class OwnMask(_Frozen):
 
 
 class Carried(_Frozen):
-    """What one component carries, per desideratum: alone = fraction of held-out triples whose answer becomes the
-    alternate run's when only it is patched; missed = how much the chosen set loses without it."""
+    """What one component carries, per desideratum: alone = fraction of held-out triples whose answer changes when
+    only it is patched; missed = how much accuracy the chosen set loses when it is left out (negative: gains)."""
 
     component: str
     alone: dict[str, float]
@@ -109,9 +113,14 @@ class MaskResult(_Frozen):
     jaccard: list[list[float]] = Field(description="between the chosen sets of the seeds")
     own_masks: list[OwnMask]
     carried: list[Carried]
-    history: list[dict[str, float]] = Field(default_factory=list, description="step, loss, penalty, held-out joint score")
+    history: list[dict[str, float]] = Field(
+        default_factory=list, description="step, loss, penalty, held-out joint score"
+    )
     excluded: dict[str, int] = Field(default_factory=dict, description="triples left out, by reason")
     stopped: str = Field(default="", description="why training ended")
+    diverged: bool = Field(
+        default=False, description="training ended at a loss that is not finite; `stopped` says where"
+    )
     values: dict[str, Tensor] = Field(exclude=True, description="kind -> learned values, 1 keeps, 0 patches")
 
     @property

@@ -49,16 +49,21 @@ class VariableBindingStudy(_Frozen):
     schema_version: int = 1
     question: str
     model: str
-    model_card: dict[str, str] = Field(default_factory=dict, description="label -> value, printed as they stand")
+    model_card: dict[str, str] = Field(
+        default_factory=dict, description="label -> value, printed as they stand"
+    )
     examples: list[PromptExample]
     attention: list[AttentionExample]
     attention_summary: dict[str, dict[str, float]] = Field(
-        default_factory=dict, description="head -> mean attention from the last token to: the queried value, its name, other values, rest"
+        default_factory=dict,
+        description="head -> mean attention from the last token to: the queried value, its name, other values, rest",
     )
     forms: list[FormScores]
     command: str = Field(description="the command that makes this again")
     seconds: float
-    comparison: dict[str, str] = Field(default_factory=dict, description="published figure -> ours, when the model is theirs")
+    comparison: dict[str, str] = Field(
+        default_factory=dict, description="published figure -> ours, when the model is theirs"
+    )
     notes: list[str] = Field(default_factory=list)
 
     def save(self, directory: Path | str) -> None:

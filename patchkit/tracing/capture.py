@@ -89,7 +89,9 @@ def capture_gradients(model: PatchModel, batch: Batch, sites: Iterable[Site], me
             raw = [raw_site(model, site) for site in ordered]
             score = metric(model.lm.output.logits[:, -1])
             if tuple(score.shape) != (rows,):
-                raise InputError(f"the metric gave shape {tuple(score.shape)}, expected one number per row: ({rows},)")
+                raise InputError(
+                    f"the metric gave shape {tuple(score.shape)}, expected one number per row: ({rows},)"
+                )
             found = torch.autograd.grad(score.sum(), raw, allow_unused=True)
             gradients = nnsight.save(
                 [
@@ -97,7 +99,9 @@ def capture_gradients(model: PatchModel, batch: Batch, sites: Iterable[Site], me
                     for site, r, g in zip(ordered, raw, found, strict=True)
                 ]
             )
-            values = nnsight.save([canonical(model, site, r).detach() for site, r in zip(ordered, raw, strict=True)])
+            values = nnsight.save(
+                [canonical(model, site, r).detach() for site, r in zip(ordered, raw, strict=True)]
+            )
             score = score.detach().save()
     return Gradients(
         dict(zip(ordered, values, strict=True)), dict(zip(ordered, gradients, strict=True)), score

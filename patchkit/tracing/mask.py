@@ -64,7 +64,9 @@ def blended_logits(
     start, inputs = (run.start, run.inputs()) if isinstance(run, Prefix) else (0, forward_inputs(model, run))
     width = inputs["input_ids"].shape[1]
     if int(columns.min()) < start:
-        raise InputError(f"a mask at column {int(columns.min())} lies in the prefix, which ends at column {start}")
+        raise InputError(
+            f"a mask at column {int(columns.min())} lies in the prefix, which ends at column {start}"
+        )
     rows, places = torch.arange(len(columns)), columns - start
     with model.frozen():
         with model.lm.trace(**inputs):

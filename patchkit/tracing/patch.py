@@ -72,7 +72,9 @@ def _check(patch: Patch, model: PatchModel, batch: Batch) -> None:
         raise InputError(f"patch of {patch.site}: a column falls on padding; positions count unpadded tokens")
 
 
-def run_patched(model: PatchModel, batch: Batch, patches: Sequence[Patch], read: Iterable[Site] = ()) -> Captured:
+def run_patched(
+    model: PatchModel, batch: Batch, patches: Sequence[Patch], read: Iterable[Site] = ()
+) -> Captured:
     """One forward with all patches in place; no gradients.
 
     Args:

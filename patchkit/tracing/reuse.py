@@ -53,7 +53,9 @@ def compute_prefix(model: PatchModel, batch: Batch, start: int | None = None) ->
     """
     start = batch.width - 1 if start is None else start
     if not 0 <= start < batch.width:
-        raise InputError(f"prefix of {start} columns: expected 0 to {batch.width - 1}, the batch is {batch.width} wide")
+        raise InputError(
+            f"prefix of {start} columns: expected 0 to {batch.width - 1}, the batch is {batch.width} wide"
+        )
     batch = batch.to(model.embed_device)
     cache: Cache = DynamicCache()
     if start:

@@ -111,7 +111,9 @@ def _check_residual(model: PatchModel, run: Captured, layer: int) -> None:
     mid = at("resid_pre") + at("attn_out")
     if not model.dims.parallel:
         _agree(model, mid, at("resid_mid"), f"layer {layer}: resid_pre + attn_out is not resid_mid")
-    _agree(model, mid + at("mlp_out"), at("resid_post"), f"layer {layer}: the residual stream does not add up")
+    _agree(
+        model, mid + at("mlp_out"), at("resid_post"), f"layer {layer}: the residual stream does not add up"
+    )
 
 
 def _check_heads(model: PatchModel, run: Captured, layer: int) -> None:
@@ -122,7 +124,12 @@ def _check_heads(model: PatchModel, run: Captured, layer: int) -> None:
     if model.arch.attn_out is not None:
         with torch.no_grad():
             out = attrgetter(model.arch.attn_out)(model.block_module(layer))(out)
-    _agree(model, out, run.values[Site("attn_out", layer)][1], f"layer {layer}: heads do not recompose to attn_out")
+    _agree(
+        model,
+        out,
+        run.values[Site("attn_out", layer)][1],
+        f"layer {layer}: heads do not recompose to attn_out",
+    )
 
 
 def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> None:

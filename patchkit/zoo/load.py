@@ -81,4 +81,6 @@ def _embedded(
             f"{name} is built from its analytic weights, exact in float32 only; it takes no {', '.join(given) or 'dtype'}"
         )
     module, own_tokenizer = zoo.build(name)
-    return open_model(module.to(device) if device else module, name=name, tokenizer=tokenizer or own_tokenizer)
+    return open_model(
+        module.to(device) if device else module, name=name, tokenizer=tokenizer or own_tokenizer
+    )

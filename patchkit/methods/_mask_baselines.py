@@ -1,0 +1,113 @@
+"""The held-out scores of a chosen set, and of everything it has to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from patchkit.methods._mask_evaluate import evaluate_mask, moved_by, random_sets
+from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_prepare import Prepared
+from patchkit.methods._mask_triples import Splits
+from patchkit.model import PatchModel
+from patchkit.results.mask import Carried, DesideratumScores, SetScores
+from patchkit.runtime import Progress
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores sets of components on the test triples; a set that was scored before is not run again."""
+
+    model: PatchModel
+    layout: Layout
+    test: Prepared
+    trained: tuple[str, ...]
+    random_count: int
+    say: Progress
+    _seen: dict[tuple[int, ...], dict[str, float]] = field(default_factory=dict)
+
+    def score(self, patched: Sequence[int]) -> dict[str, float]:
+        """Accuracy by desideratum when exactly these components are patched."""
+        key = tuple(sorted(patched))
+        if key not in self._seen:
+            self._seen[key] = evaluate_mask(self.model, self.layout, self.test, self.layout.keep_all_but(key))
+        return self._seen[key]
+
+    def names(self, components: Sequence[int]) -> list[str]:
+        every = self.layout.names
+        return [every[i] for i in sorted(components)]
+
+    def complement(self, patched: Sequence[int]) -> list[int]:
+        return sorted(set(range(self.layout.size)) - set(patched))
+
+    def desiderata(
+        self,
+        chosen: Sequence[int],
+        soft_values: Float[Tensor, " n"],
+        splits: Splits,
+        train_accuracy: Mapping[str, float],
+        descriptions: Mapping[str, str],
+    ) -> list[DesideratumScores]:
+        """Every desideratum with the scores of the chosen set and of its baselines."""
+        sets = random_sets(self.layout.size, len(chosen), self.random_count, seed=0)
+        total = len(sets) + 4
+        scored: list[dict[str, float]] = []
+        for patched in ([*chosen], [], list(range(self.layout.size)), self.complement(chosen), *sets):
+            self.say("testing", len(scored), total)
+            scored.append(self.score(patched))
+        self.say("testing", total, total)
+        own, empty, every, complement, *random = scored
+        soft = evaluate_mask(self.model, self.layout, self.test, soft_values)
+        return [
+            DesideratumScores(
+                name=name,
+                kind=kind,
+                description=descriptions.get(name, ""),
+                trained=name in self.trained,
+                n_train=len(splits.train.get(name, ())) + len(splits.validation.get(name, ())),
+                n_test=size,
+                train_accuracy=train_accuracy.get(name),
+                test=SetScores(
+                    chosen=own[name],
+                    soft=soft[name],
+                    empty=empty[name],
+                    all=every[name],
+                    complement=complement[name],
+                    random=[scores[name] for scores in random],
+                ),
+            )
+            for name, kind, size in zip(self.test.names, self.test.kinds, self.test.sizes, strict=True)
+        ]
+
+    def joint(self, desiderata: Sequence[DesideratumScores]) -> dict[str, float]:
+        """The minimum over the trained desiderata, for each set; for random sets the mean of their minima."""
+        tested = [d.test for d in desiderata if d.trained]
+        random = self.random_joint(desiderata)
+        return {
+            kind: min(getattr(scores, kind) for scores in tested)
+            for kind in ("chosen", "soft", "empty", "all", "complement")
+        } | {"random": sum(random) / len(random) if random else float("nan")}
+
+    def random_joint(self, desiderata: Sequence[DesideratumScores]) -> list[float]:
+        """The minimum over the trained desiderata, for each random set."""
+        tested = [d.test.random for d in desiderata if d.trained]
+        return [min(values) for values in zip(*tested, strict=True)]
+
+    def carried(self, components: Sequence[int], chosen: Sequence[int]) -> list[Carried]:
+        """For each component: the answers it changes alone, and what the chosen set loses without it."""
+        whole = self.score(chosen)
+        table = []
+        for done, component in enumerate(components):
+            self.say("what each carries", done, len(components))
+            without = self.score([c for c in chosen if c != component])
+            table.append(
+                Carried(
+                    component=self.names([component])[0],
+                    alone=moved_by(self.model, self.layout, self.test, self.layout.keep_all_but([component])),
+                    missed={name: whole[name] - without[name] for name in whole},
+                )
+            )
+        return table

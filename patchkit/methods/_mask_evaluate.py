@@ -1,0 +1,106 @@
+"""Scoring sets of components: does patching exactly these give every desideratum its target?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_prepare import Prepared, masked_logits
+from patchkit.model import PatchModel
+
+
+def rounded(values: Float[Tensor, " n"]) -> list[int]:
+    """The components a mask patches once discretised: those with w < 0.5."""
+    return torch.nonzero(values < 0.5).flatten().tolist()
+
+
+def joint_score(scores: Mapping[str, float], over: Iterable[str] | None = None) -> float:
+    """The minimum over desiderata: a set that fails one of them does not carry what is asked for."""
+    names = list(over) if over is not None else list(scores)
+    return min(scores[name] for name in names)
+
+
+def masked_answers(
+    model: PatchModel, layout: Layout, prepared: Prepared, keep: Float[Tensor, " n"]
+) -> Int[Tensor, " triple"]:
+    """The model's answer to every original under a mask: the argmax over the whole vocabulary."""
+    answers = torch.empty(sum(prepared.sizes), dtype=torch.long)
+    with torch.no_grad():
+        for chunk in prepared.chunks:
+            answers[chunk.rows] = masked_logits(model, layout, chunk, keep).argmax(-1).cpu()
+    return answers
+
+
+def evaluate_mask(
+    model: PatchModel, layout: Layout, prepared: Prepared, keep: Float[Tensor, " n"]
+) -> dict[str, float]:
+    """Accuracy by desideratum: the fraction of triples whose answer under the mask is the target."""
+    return share_by_name(
+        prepared, masked_answers(model, layout, prepared, keep) == gather(prepared, "target")
+    )
+
+
+def moved_by(
+    model: PatchModel, layout: Layout, prepared: Prepared, keep: Float[Tensor, " n"]
+) -> dict[str, float]:
+    """The fraction of triples whose answer under the mask is no longer the unpatched one, by desideratum."""
+    answers = masked_answers(model, layout, prepared, keep)
+    return share_by_name(prepared, answers != gather(prepared, "original_answer"))
+
+
+def gather(prepared: Prepared, attribute: str) -> Tensor:
+    """One field of all chunks, in the order of the triples."""
+    first = getattr(prepared.chunks[0], attribute)
+    found = torch.empty(sum(prepared.sizes), dtype=first.dtype)
+    for chunk in prepared.chunks:
+        found[chunk.rows] = getattr(chunk, attribute).cpu()
+    return found
+
+
+def share_by_name(prepared: Prepared, hits: Tensor) -> dict[str, float]:
+    """Mean of a boolean per triple, by desideratum."""
+    group = gather(prepared, "group")
+    return {name: float(hits[group == g].float().mean()) for g, name in enumerate(prepared.names)}
+
+
+def random_sets(n: int, size: int, count: int, seed: int) -> list[list[int]]:
+    """Random sets of components of one size, each drawn without replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    return [sorted(torch.randperm(n, generator=generator)[:size].tolist()) for _ in range(count)]
+
+
+def prune(
+    model: PatchModel, layout: Layout, prepared: Prepared, chosen: Sequence[int], slack: float
+) -> tuple[list[int], list[int]]:
+    """Drops components that are not needed: (kept, dropped).
+
+    One at a time, always the one whose absence costs least, as long as the joint score stays within `slack` of the
+    whole set's.
+    """
+    kept, dropped = list(chosen), []
+    floor = joint_score(evaluate_mask(model, layout, prepared, layout.keep_all_but(kept))) - slack
+    while kept:
+        without = {
+            component: joint_score(
+                evaluate_mask(
+                    model, layout, prepared, layout.keep_all_but([c for c in kept if c != component])
+                )
+            )
+            for component in kept
+        }
+        least = max(without, key=lambda component: (without[component], -component))
+        if without[least] < floor:
+            break
+        kept.remove(least)
+        dropped.append(least)
+    return kept, dropped
+
+
+def jaccard(a: Sequence[str], b: Sequence[str]) -> float:
+    """Size of the intersection over size of the union; 1 for two empty sets."""
+    union = set(a) | set(b)
+    return len(set(a) & set(b)) / len(union) if union else 1.0

@@ -1,0 +1,218 @@
+"""Learning one mask: Adam over blended runs, along a path of sparsity weights with warm starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchkit.methods._mask_evaluate import evaluate_mask, joint_score, rounded
+from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_objective import DirectMask, HardConcreteMask, Objective, row_losses
+from patchkit.methods._mask_prepare import Prepared, masked_logits
+from patchkit.model import PatchModel
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        lambdas: the path, in the order in which they are tried; each starts from the mask before it.
+        steps: Adam steps at the first lambda.
+        steps_after: at each later one.
+        lr: Adam's.
+        check_every: steps between looks at the validation score.
+        patience: looks without a change of the rounded set after which a lambda is done.
+    """
+
+    lambdas: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+    steps: int = 160
+    steps_after: int = 60
+    lr: float = 0.02
+    check_every: int = 10
+    patience: int = 4
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """The mask at one lambda."""
+
+    lam: float
+    values: Float[Tensor, " n"]
+    validation: dict[str, float]
+    steps: int
+
+    @property
+    def chosen(self) -> list[int]:
+        return rounded(self.values)
+
+    @property
+    def joint(self) -> float:
+        return joint_score(self.validation)
+
+
+@dataclass
+class PathResult:
+    """All points of one path, its training curve, and why it ended."""
+
+    points: list[PathPoint] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopped: str = ""
+    diverged: bool = False
+
+
+Report = Callable[[int, int], None]
+
+
+def train_path(
+    model: PatchModel,
+    layout: Layout,
+    training: Sequence[Prepared],
+    validation: Prepared,
+    objective: Objective,
+    schedule: Schedule,
+    seed: int,
+    report: Report | None = None,
+) -> PathResult:
+    """Learns a mask at every lambda of the path.
+
+    The seed re-weights the training triples (Bayesian bootstrap: exponential weights of mean 1) and jitters the start,
+    so that seeds differ as fresh samples of triples would; seed 0 starts at all ones with equal weights, as published.
+
+    Args:
+        training: one entry a group of desiderata that is stepped on together.
+        validation: triples not trained on; early stopping looks at them.
+
+    Returns:
+        The path. A loss that is not finite ends it: `diverged` is set, `stopped` says where, and the points reached
+        before it stand, the last of them the last good mask.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = [_weights(prepared, generator if seed else None) for prepared in training]
+    start = torch.ones(layout.size)
+    if seed:
+        start = start - 0.1 * torch.rand(layout.size, generator=generator)
+    result = PathResult()
+    total = schedule.steps + schedule.steps_after * (len(schedule.lambdas) - 1)
+    done = 0
+    for place, lam in enumerate(schedule.lambdas):
+        steps = schedule.steps if place == 0 else schedule.steps_after
+        mask = objective.make(start, lam, seed)
+        values, taken, bad = _train_one(
+            model, layout, training, weights, validation, mask, objective, schedule, steps, result, lam
+        )
+        if bad is None or taken > 0:
+            scores = evaluate_mask(model, layout, validation, layout.keep_all_but(rounded(values)))
+            result.points.append(PathPoint(lam, values, scores, taken))
+        if bad is not None:
+            result.diverged, result.stopped = True, bad
+            return result
+        start = values
+        done += steps
+        if report is not None:
+            report(done, total)
+    result.stopped = f"every lambda of the path was tried ({len(schedule.lambdas)})"
+    return result
+
+
+def _weights(prepared: Prepared, generator: torch.Generator | None) -> list[Tensor]:
+    """A weight for each triple of each chunk: the mean over a desideratum's triples is 1 / its size."""
+    total = sum(prepared.sizes)
+    raw = torch.ones(total)
+    if generator is not None:
+        raw = torch.empty(total).exponential_(generator=generator)
+    group = torch.empty(total, dtype=torch.long)
+    for chunk in prepared.chunks:
+        group[chunk.rows] = chunk.group.cpu()
+    sums = torch.zeros(len(prepared.sizes)).index_add_(0, group, raw)
+    return [(raw[chunk.rows] / sums[chunk.group.cpu()]).to(chunk.target.device) for chunk in prepared.chunks]
+
+
+def _train_one(
+    model: PatchModel,
+    layout: Layout,
+    training: Sequence[Prepared],
+    weights: Sequence[list[Tensor]],
+    validation: Prepared,
+    mask: DirectMask | HardConcreteMask,
+    objective: Objective,
+    schedule: Schedule,
+    steps: int,
+    result: PathResult,
+    lam: float,
+) -> tuple[Tensor, int, str | None]:
+    """Steps at one lambda: (values, steps taken, what went wrong or None). Values are always the last good ones."""
+    optimiser = torch.optim.Adam(mask.parameters, lr=schedule.lr)
+    good = mask.final()
+    before: list[int] | None = None
+    unchanged = 0
+    for step in range(1, steps + 1):
+        for prepared, weight in zip(training, weights, strict=True):
+            mask.before_step()
+            # The published code charges for components on the dependence step only.
+            charged = not objective.alternates_steps or prepared.kinds != ("invariance",) * len(
+                prepared.kinds
+            )
+            loss = _backward(model, layout, prepared, weight, mask, objective, charged)
+            if (
+                not all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in mask.parameters)
+                or loss != loss
+            ):
+                where = f"loss is not finite at lambda {lam:g}, step {step}, on {', '.join(prepared.names)}"
+                return good, step - 1, f"{where}; the mask of step {step - 1} is kept"
+            mask.after_backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        good = mask.final()
+        if step % schedule.check_every == 0 or step == steps:
+            now = rounded(good)
+            result.history.append(
+                {
+                    "lambda": lam,
+                    "step": float(step),
+                    "loss": loss,
+                    "size": float(len(now)),
+                    "soft": float((1 - good).sum()),
+                }
+            )
+            unchanged = unchanged + 1 if now == before else 0
+            before = now
+            if unchanged >= schedule.patience and step < steps:
+                scores = evaluate_mask(model, layout, validation, layout.keep_all_but(now))
+                soft = evaluate_mask(model, layout, validation, good)
+                # Settled: rounding no longer matters and the set has stopped changing.
+                if joint_score(scores) >= joint_score(soft):
+                    return good, step, None
+    return good, steps, None
+
+
+def _backward(
+    model: PatchModel,
+    layout: Layout,
+    prepared: Prepared,
+    weights: list[Tensor],
+    mask: DirectMask | HardConcreteMask,
+    objective: Objective,
+    charged: bool,
+) -> float:
+    """Adds one step's gradient into the mask's parameters and returns the loss; chunks are run one after another."""
+    total = 0.0
+    sample = mask.sample()
+    leaf = sample.detach().requires_grad_(True)
+    for chunk, weight in zip(prepared.chunks, weights, strict=True):
+        losses = row_losses(objective.loss, masked_logits(model, layout, chunk, leaf), chunk)
+        loss = (losses * weight).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        total += float(loss.detach())
+    through = (sample * leaf.grad).sum() if leaf.grad is not None else sample.sum() * 0
+    if charged:
+        penalty = mask.penalty()
+        through = through + penalty
+        total += float(penalty.detach())
+    through.backward()
+    return total

@@ -1,0 +1,283 @@
+"""Desiderata-based component masking (Davies et al. 2023, arXiv 2307.03637): which components carry a variable's value?
+
+A desideratum is a set of triples (original, alternate, target). A mask w over components, learned on several desiderata
+jointly, blends the two runs at one position, `w * original + (1 - w) * alternate`, so that the answer becomes the
+target: the alternate's where the component's content should decide (dependence), the original's where it should not
+(invariance). The result is the smallest set found, never without its baselines on held-out triples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from patchkit.data import Triple
+from patchkit.errors import InputError, RunError
+from patchkit.methods._mask_baselines import Scorer
+from patchkit.methods._mask_checkpoint import Checkpoint
+from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
+from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_objective import Objective
+from patchkit.methods._mask_prepare import Prepared, prepare
+from patchkit.methods._mask_train import PathPoint, PathResult, Schedule, train_path
+from patchkit.methods._mask_triples import make_splits
+from patchkit.model import PatchModel
+from patchkit.results.mask import LambdaPoint, MaskResult, OwnMask, SeedRun
+from patchkit.runtime import MAX_BATCH_TOKENS, Progress
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """What is masked, how it is trained, and what it is compared with.
+
+    Attributes:
+        components: `head`, `mlp`, `layer`, `neuron`, or node kinds of the contract.
+        position: `last`, or a one-token span that every triple names.
+        train_on: desiderata to train on jointly; None: all. The others are scored only.
+        objective: loss and sparsity.
+        schedule: lambda path and steps.
+        seeds: one mask each; the best on validation is the result, the others say how stable it is.
+        slack: validation accuracy given up for a smaller set, along the path and in pruning.
+        own_masks: also train a mask on each desideratum alone.
+        random_sets: how many random sets of the chosen size to score.
+        carried_limit: the table of what each component carries is made for at most this many components.
+        validation_fraction: share of the training prompts that early stopping and selection look at.
+        reuse: cache what no mask can change (exact; False runs whole prompts).
+    """
+
+    components: tuple[str, ...] = ("head", "mlp")
+    position: str = "last"
+    train_on: tuple[str, ...] | None = None
+    objective: Objective = field(default_factory=Objective)
+    schedule: Schedule = field(default_factory=Schedule)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    slack: float = 0.01
+    own_masks: bool = True
+    random_sets: int = 20
+    carried_limit: int = 64
+    validation_fraction: float = 0.25
+    reuse: bool = True
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The outcome of one path: the point taken, the set after pruning, and what pruning dropped."""
+
+    point: PathPoint
+    kept: list[int]
+    dropped: list[int]
+    validation: float
+
+
+def learn_mask(
+    model: PatchModel,
+    triples: Sequence[Triple],
+    options: MaskOptions | None = None,
+    *,
+    descriptions: dict[str, str] | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> MaskResult:
+    """Learns, discretises, prunes and tests a mask.
+
+    Args:
+        triples: with splits, or without (half of the prompts is then held out).
+        descriptions: what each desideratum asks, for the report.
+        checkpoint: a directory where finished training paths are kept and found again.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The result with all baselines on held-out triples. If a loss was not finite, `diverged` is set, `stopped` says
+        where, and the result is that of the last good mask.
+
+    Raises:
+        InputError: triples or options that cannot be used.
+        RunError: the loss was not finite before there was any mask.
+    """
+    options = options or MaskOptions()
+    if not options.seeds:
+        raise InputError("seeds is empty; expected at least one training seed")
+    layout = Layout.build(options.components, model.dims)
+    splits = make_splits(
+        model,
+        triples,
+        train_on=options.train_on,
+        validation_fraction=options.validation_fraction,
+        seed=0,
+        max_batch_tokens=options.max_batch_tokens,
+    )
+    say = progress or (lambda stage, done, total: None)
+    stages = 3
+    ready: list[Prepared] = []
+    for place, part in enumerate((splits.train, splits.validation, splits.test)):
+        say("caching activations", place, stages)
+        ready.append(
+            prepare(
+                model,
+                layout,
+                part,
+                position=options.position,
+                reuse=options.reuse,
+                max_batch_tokens=options.max_batch_tokens,
+            )
+        )
+    say("caching activations", stages, stages)
+    _, validation, test = ready
+    trainer = _Trainer(
+        model,
+        layout,
+        options,
+        splits.train,
+        splits.validation,
+        ready[0],
+        validation,
+        Checkpoint(checkpoint),
+        say,
+    )
+    runs = [(seed, trainer.path(seed)) for seed in options.seeds]
+    chosen = [trainer.choose(path) for _, path in runs]
+    best = max(range(len(runs)), key=lambda i: (round(chosen[i].validation, 2), -len(chosen[i].kept), -i))
+    own = trainer.own_masks() if options.own_masks and len(splits.train) > 1 else []
+    trained = tuple(splits.train)
+    scorer = Scorer(model, layout, test, trained, options.random_sets, say)
+    point, kept = chosen[best].point, chosen[best].kept
+    desiderata = scorer.desiderata(
+        kept, point.values, splits, _train_scores(model, layout, ready[0], kept), descriptions or {}
+    )
+    diverged = [path.stopped for _, path in runs if path.diverged]
+    seeds = [_seed_run(scorer, seed, pick) for (seed, _), pick in zip(runs, chosen, strict=True)]
+    return MaskResult(
+        model=model.name,
+        components=list(options.components),
+        n_components=layout.size,
+        position=options.position,
+        loss=options.objective.loss,
+        sparsity=options.objective.sparsity,
+        chosen=scorer.names(kept),
+        pruned=scorer.names(chosen[best].dropped),
+        desiderata=desiderata,
+        joint=scorer.joint(desiderata),
+        random_joint=scorer.random_joint(desiderata),
+        lambda_path=[_lambda_point(scorer, p, trained) for p in runs[best][1].points],
+        seeds=seeds,
+        jaccard=[[jaccard(a.chosen, b.chosen) for b in seeds] for a in seeds],
+        own_masks=[
+            OwnMask(trained_on=name, chosen=scorer.names(pick.kept), test=scorer.score(pick.kept))
+            for name, pick in own
+        ],
+        carried=scorer.carried(kept[: options.carried_limit], kept),
+        history=runs[best][1].history,
+        excluded=splits.excluded,
+        stopped="; ".join(diverged) or runs[best][1].stopped,
+        diverged=bool(diverged),
+        values=layout.by_kind(point.values),
+    )
+
+
+def _train_scores(model: PatchModel, layout: Layout, train: Prepared, kept: list[int]) -> dict[str, float]:
+    return evaluate_mask(model, layout, train, layout.keep_all_but(kept))
+
+
+def _lambda_point(scorer: Scorer, point: PathPoint, trained: Sequence[str]) -> LambdaPoint:
+    scores = scorer.score(point.chosen)
+    return LambdaPoint(
+        lam=point.lam,
+        size=len(point.chosen),
+        soft_size=float((1 - point.values).sum()),
+        test=scores,
+        joint=joint_score(scores, trained),
+        steps=point.steps,
+    )
+
+
+def _seed_run(scorer: Scorer, seed: int, pick: _Chosen) -> SeedRun:
+    scores = scorer.score(pick.kept)
+    sets = random_sets(scorer.layout.size, len(pick.kept), scorer.random_count, seed)
+    return SeedRun(
+        seed=seed,
+        lam=pick.point.lam,
+        chosen=scorer.names(pick.kept),
+        test=scores,
+        joint=joint_score(scores, scorer.trained),
+        complement_joint=joint_score(scorer.score(scorer.complement(pick.kept)), scorer.trained),
+        random_joint=[joint_score(scorer.score(s), scorer.trained) for s in sets],
+        steps=pick.point.steps,
+    )
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains paths by seed and by desideratum, finding again the ones that were finished before."""
+
+    model: PatchModel
+    layout: Layout
+    options: MaskOptions
+    train: dict[str, list[Triple]]
+    held: dict[str, list[Triple]]
+    train_ready: Prepared
+    validation: Prepared
+    checkpoint: Checkpoint
+    say: Progress
+
+    def _prepare(self, triples: dict[str, list[Triple]]) -> Prepared:
+        return prepare(
+            self.model,
+            self.layout,
+            triples,
+            position=self.options.position,
+            reuse=self.options.reuse,
+            max_batch_tokens=self.options.max_batch_tokens,
+        )
+
+    def _run(self, name: str, training: list[Prepared], validation: Prepared, seed: int) -> PathResult:
+        found = self.checkpoint.load(name)
+        if found is not None:
+            return found
+        path = train_path(
+            self.model,
+            self.layout,
+            training,
+            validation,
+            self.options.objective,
+            self.options.schedule,
+            seed,
+            report=lambda done, total: self.say(f"training {name}", done, total),
+        )
+        if not path.points:
+            raise RunError(
+                f"training {name}: {path.stopped}; there is no good mask to keep. Try another dtype or loss"
+            )
+        if not path.diverged:
+            self.checkpoint.save(name, path)
+        return path
+
+    def path(self, seed: int) -> PathResult:
+        """The path on all desiderata jointly."""
+        if self.options.objective.alternates_steps and len(self.train) > 1:
+            training = [self._prepare({name: members}) for name, members in self.train.items()]
+        else:
+            training = [self.train_ready]
+        return self._run(f"seed {seed}", training, self.validation, seed)
+
+    def own_masks(self) -> list[tuple[str, _Chosen]]:
+        """A mask for each desideratum alone."""
+        found = []
+        for name, members in self.train.items():
+            alone = self._prepare({name: self.held[name]})
+            path = self._run(f"alone {name}", [self._prepare({name: members})], alone, self.options.seeds[0])
+            found.append((name, self._choose(path, alone)))
+        return found
+
+    def choose(self, path: PathResult) -> _Chosen:
+        """The smallest set of a path that validation does not tell from the best, pruned."""
+        return self._choose(path, self.validation)
+
+    def _choose(self, path: PathResult, validation: Prepared) -> _Chosen:
+        best = max(point.joint for point in path.points)
+        good = [point for point in path.points if point.joint >= best - self.options.slack]
+        point = min(good, key=lambda p: (len(p.chosen), -p.joint))
+        kept, dropped = prune(self.model, self.layout, validation, rounded(point.values), self.options.slack)
+        scores = evaluate_mask(self.model, self.layout, validation, self.layout.keep_all_but(kept))
+        return _Chosen(point, kept, dropped, joint_score(scores))

@@ -1,0 +1,51 @@
+"""The Program protocol: the one currency between methods and the places where they run.
+
+A Program is a small frozen, picklable object. A method builds one, the scheduler batches its items and hands them to
+`run`, whose body calls `patchkit.tracing` functions and reduces to numbers per item; the merged result goes back to the
+method. A Program knows nothing of batching or machines; the scheduler knows nothing of methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from patchkit.model import Dims, PatchModel
+
+Item_contra = TypeVar("Item_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running something takes.
+
+    Attributes:
+        forwards: token-forwards: one token through the whole model once is 1, a backward of activations counts 1 more.
+        bytes: what is kept beyond the weights and one forward, at the most.
+    """
+
+    forwards: float = 0.0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other: work adds up, memory is the larger of the two."""
+        return Cost(self.forwards + other.forwards, max(self.bytes, other.bytes))
+
+
+class Program(Protocol[Item_contra]):
+    """What the scheduler runs; see the module's docstring."""
+
+    def tokens(self, item: Item_contra) -> int:
+        """Tokens of an item: what batches are bucketed and budgeted by."""
+        ...
+
+    def run(self, model: PatchModel, items: Sequence[Item_contra]) -> dict[str, Tensor]:
+        """Tensors whose first axis is the items, in their order. An item's values do not depend on its neighbours."""
+        ...
+
+    def cost(self, dims: Dims, items: Sequence[Item_contra]) -> Cost:
+        """What `run` on these items takes, without running it."""
+        ...
