@@ -102,7 +102,7 @@ def capture_gradients(model: PatchModel, batch: Batch, sites: Iterable[Site], me
             values = nnsight.save(
                 [canonical(model, site, r).detach() for site, r in zip(ordered, raw, strict=True)]
             )
-            score = score.detach().save()
+            score = nnsight.save(score.detach())
     return Gradients(
         dict(zip(ordered, values, strict=True)), dict(zip(ordered, gradients, strict=True)), score
     )
