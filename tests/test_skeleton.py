@@ -16,12 +16,14 @@ from packaging.utils import canonicalize_name
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DEPENDENCIES = {canonicalize_name(item.name): item for item in map(Requirement, PROJECT["dependencies"])}
-EXTRAS = {
+DEPENDENCIES: dict[str, Requirement] = {
+    canonicalize_name(item.name): item for item in map(Requirement, PROJECT["dependencies"])
+}
+EXTRAS: dict[str, dict[str, Requirement]] = {
     extra: {canonicalize_name(item.name): item for item in map(Requirement, lines)}
     for extra, lines in PROJECT["optional-dependencies"].items()
 }

@@ -1,0 +1,18 @@
+"""The command line: every command parses, calls one function and prints what it returns."""
+
+from __future__ import annotations
+
+from patchkit.cli import catalogue, doctor, runs
+from patchkit.cli.app import app as app
+
+app.command("models")(catalogue.models)
+app.command("tasks")(catalogue.tasks)
+app.command("pairs")(catalogue.pairs)
+app.command("report")(runs.report)
+app.command("rerun")(runs.rerun)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point of the console script; exits with 0 done, 1 failure, 2 bad input, 130 interrupted."""
+    app(prog_name="patchkit")

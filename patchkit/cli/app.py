@@ -1,0 +1,73 @@
+"""The application: how a command's end becomes a message and an exit status.
+
+Errors that patchkit raises on purpose are one message on stderr, without a traceback. Any other exception is
+a fault of patchkit's own: its traceback is kept, and the status is 1.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from patchkit.cli.console import say
+from patchkit.errors import PatchkitError
+
+INTERRUPTED = 130
+
+
+class CommandGroup(TyperGroup):
+    """The group of all commands, which ends each of them the same way."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.obj = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PatchkitError as error:
+            say(f"Error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            say(f"Interrupted. {self._how_to_resume(ctx)}")
+            raise typer.Exit(INTERRUPTED) from error
+
+    def _how_to_resume(self, ctx: Any) -> str:
+        """The command line that goes on, for commands that can."""
+        args: list[str] = ctx.obj
+        command = self.get_command(ctx, args[0]) if args else None
+        if command is None or not any(parameter.name == "resume" for parameter in command.params):
+            return "Nothing half-written was left; give the same command again."
+        again = args if "--resume" in args else [*args, "--resume"]
+        return f"What is finished was kept; go on with: patchkit {shlex.join(again)}"
+
+
+app = typer.Typer(
+    name="patchkit",
+    cls=CommandGroup,
+    help="Find, test and report the components of a language model that carry a behaviour.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"patchkit {version('patchkit')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find, test and report the components of a language model that carry a behaviour."""

@@ -1,0 +1,187 @@
+"""What `patchkit doctor` looks at: every check says what it found and, if something is wrong, what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub.constants import HF_HOME
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from patchkit import zoo
+from patchkit.errors import InputError
+
+Status = Literal["ok", "warning", "failed"]
+_LITTLE_SPACE = 1 << 30
+_MUST_MATCH = ("nnsight", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's table; `todo` is empty when nothing need be done."""
+
+    name: str
+    status: Status
+    found: str
+    todo: str = ""
+
+
+def local_checks() -> list[Check]:
+    """Everything that can be seen without the network."""
+    checks = [_python(), *_packages(), *_models()]
+    checks += [_writable("this directory", Path.cwd()), _writable("hub cache", Path(HF_HOME)), _device()]
+    return checks
+
+
+def host_checks(host: str, timeout: float = 10.0) -> list[Check]:
+    """Whether an NDIF server answers at `host`, has its workers, and runs the packages that run here.
+
+    Raises InputError when `host` is not an http(s) URL. `timeout` is in seconds, for each request.
+    """
+    parts = urlsplit(host)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(
+            f"--host {host}: expected a URL such as http://127.0.0.1:8001 or https://api.ndif.us."
+        )
+    base = host.rstrip("/")
+    try:
+        _get(f"{base}/ping", timeout)
+    except OSError as error:
+        return [Check("host", "failed", f"{base}: {_reason(error)}", _host_todo(error))]
+    checks = [Check("host", "ok", f"{base} answers"), _key()]
+    try:
+        _get(f"{base}/connected", timeout)
+        checks.append(Check("host workers", "ok", "connected"))
+    except OSError as error:
+        todo = "Wait a minute and ask again; the server is up, its workers are not."
+        checks.append(Check("host workers", "failed", _reason(error), todo))
+    try:
+        checks.append(_same_packages(json.loads(_get(f"{base}/env", timeout))))
+    except (OSError, ValueError) as error:
+        todo = "Ask its operator which nnsight it runs; it must be the one that runs here."
+        checks.append(Check("host packages", "warning", _reason(error), todo))
+    return checks
+
+
+def _python() -> Check:
+    wanted = metadata("patchkit")["Requires-Python"]
+    found = f"{platform.python_version()} ({sys.executable})"
+    if SpecifierSet(wanted).contains(platform.python_version()):
+        return Check("Python", "ok", found)
+    return Check("Python", "failed", found, f"Install a Python {wanted} and make a new environment.")
+
+
+def _packages() -> list[Check]:
+    checks = [Check("patchkit", "ok", version("patchkit"))]
+    for line in requires("patchkit") or []:
+        wanted = Requirement(line)
+        if wanted.marker is not None:
+            continue
+        todo = f"pip install '{wanted.name}{wanted.specifier}'"
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            checks.append(Check(wanted.name, "failed", "not installed", todo))
+            continue
+        good = wanted.specifier.contains(found, prereleases=True)
+        checks.append(Check(wanted.name, "ok" if good else "failed", found, "" if good else todo))
+    return checks
+
+
+def _models() -> list[Check]:
+    checks = []
+    for name in zoo.names():
+        try:
+            module, _ = zoo.build(name)
+            finite = all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+        except (OSError, ValueError, RuntimeError) as error:
+            checks.append(
+                Check(name, "failed", _reason(error), "Reinstall patchkit: its weights are damaged.")
+            )
+            continue
+        count = sum(parameter.numel() for parameter in module.parameters())
+        todo = "" if finite else "Reinstall patchkit: its weights are damaged."
+        checks.append(Check(name, "ok" if finite else "failed", f"embedded, {count:,} parameters", todo))
+    return checks
+
+
+def _writable(what: str, directory: Path) -> Check:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free
+    except OSError as error:
+        todo = "Work in a directory you may write to, or set HF_HOME for the hub cache."
+        return Check(what, "failed", f"{directory}: {_reason(error)}", todo)
+    found = f"{directory}: writable, {free / 1e9:.1f} GB free"
+    if free < _LITTLE_SPACE:
+        return Check(what, "warning", found, "Free some space before a run writes its results.")
+    return Check(what, "ok", found)
+
+
+def _device() -> Check:
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+        return Check("device", "ok", f"{count} GPU: {names}")
+    if torch.backends.mps.is_available():
+        return Check("device", "ok", "Apple GPU (mps)")
+    threads = torch.get_num_threads()
+    return Check("device", "ok", f"no GPU; {threads} CPU threads of {os.cpu_count()}, enough for the demo")
+
+
+def _key() -> Check:
+    if os.environ.get("NDIF_API_KEY"):
+        return Check("host key", "ok", "NDIF_API_KEY is set")
+    todo = "If the host wants a key: export NDIF_API_KEY=..., or run `nnsight login`."
+    return Check("host key", "ok", "NDIF_API_KEY is not set", todo)
+
+
+def _same_packages(env: Any) -> Check:
+    packages = env.get("packages", {}) if isinstance(env, dict) else {}
+    there = {name: str(packages[name]).split("+")[0] for name in _MUST_MATCH if name in packages}
+    here = {name: version(name).split("+")[0] for name in there}
+    shown = ", ".join(f"{name} {number}" for name, number in there.items()) or "it does not say"
+    other = [name for name in there if there[name] != here[name]]
+    if not there or other:
+        lines = " ".join(f"{name}=={there[name]}" for name in other)
+        todo = (
+            f"To match it here: pip install {lines}" if other else "Ask its operator which nnsight it runs."
+        )
+        return Check("host packages", "warning", shown, todo)
+    return Check("host packages", "ok", shown)
+
+
+def _get(url: str, timeout: float) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "patchkit-doctor"})
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        return response.read()
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for it, without the wrapping that urllib puts around them."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP status {error.code} {error.reason}"
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str(getattr(inner, "strerror", None) or inner)
+
+
+def _host_todo(error: OSError) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return "Something else than an NDIF server may be there: check address, port and path."
+    if isinstance(getattr(error, "reason", error), TimeoutError):
+        return "Check that the server runs, and that no firewall or proxy stands between."
+    return "Check the address, and start the server if it is yours; local runs need none (--backend local)."

@@ -1,0 +1,120 @@
+"""`report` and `rerun`: what can be done with the directory of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from patchkit.cli.console import give, plain_table, results, say
+from patchkit.cli.options import Quiet
+from patchkit.errors import InputError, RunError
+
+Directory = Annotated[Path, typer.Argument(help="The --out directory of a run.", metavar="DIR")]
+
+# Set by `rerun` itself, or of no consequence for numbers.
+_NOT_REPEATED = frozenset({"out", "resume", "quiet"})
+
+
+def report(directory: Directory, quiet: Quiet = False) -> None:
+    """Write the report of a run again, from its files alone."""
+    from patchkit.report import write_report
+
+    page = write_report(directory)
+    say("The report:", quiet)
+    give(str(page))
+
+
+def rerun(
+    ctx: typer.Context,
+    directory: Directory,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory for the new run; default: DIR with -rerun added.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Largest difference that passes for the same number.")
+    ] = 1e-5,
+    quiet: Quiet = False,
+) -> None:
+    """Run the command of a manifest again into a new directory, and compare the numbers."""
+    from patchkit.results.compare import compare_runs
+    from patchkit.results.manifest import file_sha256, package_versions, read_manifest
+
+    manifest = read_manifest(directory)
+    first = directory.resolve()
+    second = (out or first.with_name(f"{first.name}-rerun")).resolve()
+    for option, file in manifest.inputs.items():
+        if not Path(file.path).is_file():
+            raise InputError(f"{file.path} (--{option} of the run in {directory}) is not there any more.")
+        if file_sha256(file.path) != file.sha256:
+            raise InputError(
+                f"{file.path} (--{option}) has changed since the run in {directory}; "
+                "put the old content back, or give a new run its own command."
+            )
+    here = package_versions()
+    changed = [
+        f"{name} {old} then, {here.get(name)} now"
+        for name, old in manifest.versions.items()
+        if here.get(name) != old
+    ]
+    if changed:
+        say(f"Other versions, so numbers may differ: {'; '.join(changed)}", quiet)
+    group: Any = ctx.find_root().command
+    command = group.get_command(ctx, manifest.command)
+    if command is None:
+        raise InputError(f"{directory}: made by `patchkit {manifest.command}`, which this version lacks.")
+    options = {**manifest.options, **{option: file.path for option, file in manifest.inputs.items()}}
+    with _working_directory(Path(manifest.directory)):
+        arguments = ["--out", str(second), *(["--quiet"] if quiet else []), *_arguments(command, options)]
+        with command.make_context(manifest.command, arguments, parent=ctx.find_root()) as inner:
+            command.invoke(inner)
+    differences = compare_runs(first, second)
+    table = plain_table("numbers", "largest difference")
+    for tensor, difference in differences.items():
+        table.add_row(tensor, f"{difference:.3g}")
+    results().print(table)
+    give(str(second))
+    worst = max(differences.values(), default=0.0)
+    if not worst <= tolerance:
+        raise RunError(f"{second}: the numbers differ from {first} by up to {worst:.3g}, over {tolerance:g}.")
+
+
+def _arguments(command: Any, options: dict[str, Any]) -> list[str]:
+    """The command line that gives a command these options. InputError for an option it does not know."""
+    known = {parameter.name: parameter for parameter in command.params}
+    unknown = sorted(options.keys() - known.keys())
+    if unknown:
+        raise InputError(
+            f"`patchkit {command.name}` has no option --{unknown[0].replace('_', '-')} in this version; "
+            "install the version that the manifest names."
+        )
+    named: list[str] = []
+    placed: list[str] = []
+    for name, value in options.items():
+        parameter = known[name]
+        if value is None or name in _NOT_REPEATED:
+            continue
+        if parameter.param_type_name == "argument":
+            placed += [str(item) for item in (value if isinstance(value, list) else [value])]
+        elif isinstance(value, bool):
+            spelled = parameter.opts if value else parameter.secondary_opts
+            named += spelled[:1]
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                named += [parameter.opts[0], str(item)]
+    return [*named, *(["--", *placed] if placed else [])]
+
+
+@contextmanager
+def _working_directory(path: Path) -> Iterator[None]:
+    """Relative paths in the options mean what they meant then, as long as that directory exists."""
+    before = Path.cwd()
+    os.chdir(path if path.is_dir() else before)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -1,0 +1,67 @@
+"""Whether two runs gave the same numbers: every tensor and every number in JSON that the first one holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from patchkit.errors import InputError
+from patchkit.results.formats import load_tensors, read_json
+
+# What two runs of one command do not share: where they ran, and how long they took.
+_OWN_FILES = frozenset({"manifest.json"})
+_OWN_KEYS = frozenset({"seconds", "command"})
+
+
+def compare_runs(first: Path | str, second: Path | str) -> dict[str, float]:
+    """Largest absolute difference of each tensor (`file:tensor`) and of each JSON file's numbers.
+
+    A tensor of another shape, a number on one side only, other text or another number of items is an infinite
+    difference; NaN equals NaN. The manifest and wall times are left out. InputError when a file of the first
+    is not in the second, or the first holds no results.
+    """
+    first, second = Path(first), Path(second)
+    files = sorted(
+        path.name
+        for path in first.iterdir()
+        if path.suffix in (".safetensors", ".json") and path.name not in _OWN_FILES
+    )
+    if not files:
+        raise InputError(f"{first}: no results to compare (no .safetensors or .json beside the manifest).")
+    differences: dict[str, float] = {}
+    for file in files:
+        if file.endswith(".json"):
+            differences[file] = _values(read_json(first / file), read_json(second / file))
+            continue
+        left, right = load_tensors(first / file), load_tensors(second / file)
+        for name in sorted(left.keys() | right.keys()):
+            both = name in left and name in right
+            differences[f"{file}:{name}"] = _tensors(left[name], right[name]) if both else float("inf")
+    return differences
+
+
+def _tensors(left: Tensor, right: Tensor) -> float:
+    if left.shape != right.shape or not left.isnan().equal(right.isnan()):
+        return float("inf")
+    if left.numel() == 0:
+        return 0.0
+    # Equal infinities differ by nothing; their subtraction would say NaN.
+    difference = (left.double() - right.double()).abs().masked_fill(left == right, 0.0)
+    return float(difference.nan_to_num(nan=0.0, posinf=float("inf")).max())
+
+
+def _values(left: Any, right: Any) -> float:
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = (left.keys() | right.keys()) - _OWN_KEYS
+        if keys != (left.keys() & right.keys()) - _OWN_KEYS:
+            return float("inf")
+        return max((_values(left[key], right[key]) for key in keys), default=0.0)
+    if isinstance(left, list) and isinstance(right, list):
+        if len(left) != len(right):
+            return float("inf")
+        return max((_values(*items) for items in zip(left, right, strict=True)), default=0.0)
+    if isinstance(left, bool) or isinstance(right, bool) or not isinstance(left, (int, float)):
+        return 0.0 if left == right else float("inf")
+    return abs(left - right) if isinstance(right, (int, float)) else float("inf")
