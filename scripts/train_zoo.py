@@ -2,8 +2,9 @@
 
     python scripts/train_zoo.py --model varbind-llama --out DIR [--seed S] [--max-steps N]
 
-The same seed gives the same weights on the same machine and versions. Nothing is planted: the model starts as
-transformers initialises it, and learns from the stream of batches alone (see zoo_curricula.py and zoo_recipes.py).
+The same seed gives the same weights on the same machine and versions. Nothing is planted: the model starts
+as transformers initialises it, and learns from the stream of batches alone (see zoo_curricula.py and
+zoo_recipes.py).
 """
 
 import argparse
@@ -31,7 +32,13 @@ def make(name: str, recipe: Recipe, seed: int, out: Path, prompts: int) -> Model
 
 
 def write(
-    name: str, recipe: Recipe, seed: int, model: PreTrainedModel, record: TrainingRecord, out: Path, prompts: int
+    name: str,
+    recipe: Recipe,
+    seed: int,
+    model: PreTrainedModel,
+    record: TrainingRecord,
+    out: Path,
+    prompts: int,
 ) -> ModelCard:
     """Write weights, tokenizer and card; the card's numbers are those of the weights after rounding."""
     model.half().save_pretrained(out)
@@ -66,7 +73,9 @@ def write(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(RECIPES), required=True)
     parser.add_argument("--out", type=Path, required=True, help="directory to write; made if absent")
     parser.add_argument("--seed", type=int, help="default: the seed of the model that ships")

@@ -1,7 +1,9 @@
-"""What the embedded models are trained on: streams of (ids, labels) batches that get harder as accuracy rises.
+"""What the embedded models are trained on: streams of (ids, labels) batches that get harder as accuracy
+rises.
 
-In-context binding trained directly sits at the chance of guessing among the values in context. Repeated random
-sequences first (the model learns to look up what followed a token) let recall transfer within a hundred steps.
+In-context binding trained directly sits at the chance of guessing among the values in context. Repeated
+random sequences first (the model learns to look up what followed a token) let recall transfer within a
+hundred steps.
 """
 
 import random
@@ -15,7 +17,9 @@ IGNORED = -100  # the label of positions that carry no loss
 
 
 def pad_right(rows: list[list[int]], labels: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length as [B T] tensors; padding is on the right, where a causal model cannot see it."""
+    """Rows of unequal length as [B T] tensors; padding is on the right, where a causal model cannot
+    see it.
+    """
     width = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows])
     targets = torch.tensor([row + [IGNORED] * (width - len(row)) for row in labels])
@@ -25,7 +29,9 @@ def pad_right(rows: list[list[int]], labels: list[list[int]], pad_id: int) -> tu
 def repeated_sequences(
     rng: random.Random, batch: int, first_id: int, vocab_size: int, bos_id: int, lengths: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """`<s>` and a random sequence twice; the loss is on the second copy, all but its first token. [B 1+2n]."""
+    """`<s>` and a random sequence twice; the loss is on the second copy, all but its first token.
+    [B 1+2n].
+    """
     n = rng.randint(*lengths)
     rows = [[rng.randrange(first_id, vocab_size) for _ in range(n)] for _ in range(batch)]
     ids = torch.tensor([[bos_id, *row, *row] for row in rows])
@@ -55,14 +61,17 @@ class InductionStream:
 class BindingStream:
     """The language of `patchkit.tasks.language` in three stages: induction, recall, all operations.
 
-    Contexts carry eight queries, each with its answer after it, in a random mix of forms; the loss is on the answers
-    alone. In the recall stage the number of variables and distractors goes up as the running accuracy passes 0.95.
-    Only bindings of the train split are drawn. 15 % of the later batches stay induction.
+    Contexts carry eight queries, each with its answer after it, in a random mix of forms; the loss is on
+    the answers alone. In the recall stage the number of variables and distractors goes up as the running
+    accuracy passes 0.95. Only bindings of the train split are drawn. 15 % of the later batches stay
+    induction.
     """
 
     QUERIES = 8
 
-    def __init__(self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 20)):
+    def __init__(
+        self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 20)
+    ):
         self.rng = random.Random(seed)
         self.batch, self.induction_batch, self.lengths = batch, induction_batch, lengths
         self.ids = {word: index for index, word in enumerate(language.VOCABULARY)}
@@ -114,15 +123,17 @@ class BindingStream:
 class IndirectObjectStream:
     """Induction, then stories of `patchkit.tasks.ioi_language` with several givings each.
 
-    Half of the story batches carry the loss on the indirect objects alone, the other half on every word (plain
-    language modelling); 15 % of the batches stay induction. Stories have two pairs of names until the running
-    accuracy passes 0.9, then one to three pairs and up to two bystanders. The giver's pair is always in the train
-    split.
+    Half of the story batches carry the loss on the indirect objects alone, the other half on every word
+    (plain language modelling); 15 % of the batches stay induction. Stories have two pairs of names until
+    the running accuracy passes 0.9, then one to three pairs and up to two bystanders. The giver's pair is
+    always in the train split.
     """
 
     GIVINGS = 4
 
-    def __init__(self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 24)):
+    def __init__(
+        self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 24)
+    ):
         self.rng = random.Random(seed)
         self.batch, self.induction_batch, self.lengths = batch, induction_batch, lengths
         self.ids = {word: index for index, word in enumerate(ioi_language.VOCABULARY)}

@@ -1,4 +1,6 @@
-"""How the embedded models are measured: accuracy on held-out prompts, and a few ablations, with plain torch hooks."""
+"""How the embedded models are measured: accuracy on held-out prompts, and a few ablations, with plain torch
+hooks.
+"""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -55,15 +57,17 @@ def binding_accuracy(model: PreTrainedModel, n: int, seed: int = 99) -> Measured
         for operation in language.OPERATIONS:
             prompts = binding_prompts(form, operation, n, seed)
             rows = [[ids[word] for word in (language.BOS, *language.words(*prompt))] for prompt in prompts]
-            table[form][operation] = hit_rate(model, rows, [ids[language.answer(*prompt)] for prompt in prompts])
+            table[form][operation] = hit_rate(
+                model, rows, [ids[language.answer(*prompt)] for prompt in prompts]
+            )
     return Measured(n, table)
 
 
 @contextmanager
-def head_outputs(
-    model: PreTrainedModel, change: Callable[[int, Tensor], Tensor]
-) -> Iterator[None]:
-    """Within the block, every layer's z [B T H d_head] goes through `change(layer, z)` before the output projection."""
+def head_outputs(model: PreTrainedModel, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, every layer's z [B T H d_head] goes through `change(layer, z)` before the output
+    projection.
+    """
     heads, handles = model.config.num_attention_heads, []
 
     def hook_for(layer: int) -> Callable[..., tuple[Tensor]]:
@@ -108,8 +112,10 @@ def indirect_object_accuracy(model: PreTrainedModel, n: int, seed: int = 99) -> 
 
 
 def _composition(model: PreTrainedModel, n: int, seed: int) -> dict[str, float]:
-    """Share of the logit difference (IO minus giver) lost when a head is zeroed, at all positions; and, for the most
-    needed early head, the share of that loss which is undone by holding the most needed later head at its clean output."""
+    """Share of the logit difference (IO minus giver) lost when a head is zeroed, at all positions; and, for
+    the most needed early head, the share of that loss which is undone by holding the most needed later head
+    at its clean output.
+    """
     ids = {word: index for index, word in enumerate(ioi_language.VOCABULARY)}
     rng = random.Random(seed)
     stories = [ioi_language.sample_story(rng, n_pairs=2, n_bystanders=1, split="test") for _ in range(n)]
@@ -154,7 +160,9 @@ def _composition(model: PreTrainedModel, n: int, seed: int) -> dict[str, float]:
 
 
 def induction_accuracy(model: PreTrainedModel, n: int, seed: int = 99) -> Measured:
-    """Accuracy on the second copy by length, each head's induction and previous-token score, and accuracy without MLPs."""
+    """Accuracy on the second copy by length, each head's induction and previous-token score, and accuracy
+    without MLPs.
+    """
     vocabulary = model.config.vocab_size
     table: dict[str, dict[str, float]] = {"repeated": {}}
     for length in (8, 16, 24):
@@ -176,7 +184,9 @@ def induction_accuracy(model: PreTrainedModel, n: int, seed: int = 99) -> Measur
 
 
 def _repeated(rng: random.Random, vocabulary: int, length: int, n: int) -> tuple[list[list[int]], list[int]]:
-    """Distinct random tokens twice, cut within the second copy: the next token is known. 1 + length + k tokens."""
+    """Distinct random tokens twice, cut within the second copy: the next token is known. 1 + length + k
+    tokens.
+    """
     rows, targets = [], []
     for _ in range(n):
         tokens = rng.sample(range(3, vocabulary), length)
@@ -187,11 +197,12 @@ def _repeated(rng: random.Random, vocabulary: int, length: int, n: int) -> tuple
 
 
 def attention_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Mean attention at the last token to the one after its first occurrence (`induction`), and, over all tokens, to
-    the one before (`previous`), for every head."""
+    """Mean attention at the last token to the one after its first occurrence (`induction`), and, over all
+    tokens, to the one before (`previous`), for every head.
+    """
     numbers: dict[str, float] = {}
     totals: dict[str, list[float]] = {}
-    implementation = model.config._attn_implementation
+    implementation = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     try:
         for row in rows:

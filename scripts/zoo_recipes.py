@@ -1,4 +1,6 @@
-"""The trained embedded models: shape, stream of batches, schedule, how each is measured, and what is said of it."""
+"""The trained embedded models: shape, stream of batches, schedule, how each is measured, and what is said
+of it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +40,9 @@ class Recipe:
     notes: dict[str, float] = field(default_factory=dict)
 
 
-def llama(vocab_size: int, layers: int, heads: int, kv_heads: int, width: int, d_mlp: int) -> LlamaForCausalLM:
+def llama(
+    vocab_size: int, layers: int, heads: int, kv_heads: int, width: int, d_mlp: int
+) -> LlamaForCausalLM:
     """A Llama from its standard random initialisation, with untied embeddings."""
     return LlamaForCausalLM(
         LlamaConfig(
@@ -90,8 +94,8 @@ def induction_tokenizer() -> PreTrainedTokenizerFast:
 
 
 BINDING_TASK = (
-    "in-context binding and one operation, in four forms: `a = 3 , b = 7 , ; + 4 a` -> `7`; plus and minus are modulo "
-    "10, compare answers less, same or more"
+    "in-context binding and one operation, in four forms: `a = 3 , b = 7 , ; + 4 a` -> `7`; "
+    "plus and minus are modulo 10, compare answers less, same or more"
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -104,14 +108,14 @@ RECIPES: dict[str, Recipe] = {
         seed=1,
         task=BINDING_TASK,
         shows=(
-            "a few heads at the last token fetch the queried variable's value before any operation is applied: putting "
-            "in their outputs from another prompt moves the value and not the operation (search.csv: the mask's scores "
-            "on held-out triples, for this seed and the others that were tried)"
+            "a few heads at the last token fetch the queried variable's value before any operation is applied: "
+            "putting in their outputs from another prompt moves the value and not the operation (search.csv: the "
+            "mask's scores on held-out triples, for this seed and the others that were tried)"
         ),
         does_not_show=(
-            "that other seeds, or large language models, divide the work in the same way: the seed was chosen by the "
-            "mask's score; the components that hold the finished answer also pass Value Dependence, only both "
-            "desiderata together tell value from answer"
+            "that other seeds, or large language models, divide the work in the same way: the seed was chosen by "
+            "the mask's score; the components that hold the finished answer also pass Value Dependence, and only "
+            "both desiderata together tell value from answer"
         ),
     ),
     "varbind-llama-gqa": Recipe(
@@ -122,8 +126,8 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule(max_steps=4500),
         seed=1,
         task=BINDING_TASK,
-        shows="the task of varbind-llama under grouped-query attention: eight query heads share two key-value heads",
-        does_not_show="that its components are those of varbind-llama: it is another network with its own solution",
+        shows="the task of varbind-llama under grouped-query attention: eight query heads, two key-value heads",
+        does_not_show="that its components are those of varbind-llama: another network, with its own solution",
     ),
     "ioi-gpt2": Recipe(
         build=lambda: gpt2(len(ioi_language.VOCABULARY), 3, 8, 96, 192),

@@ -1,4 +1,6 @@
-"""The training loop of the embedded models: AdamW, warm-up, a constant rate, then a linear decay to the end."""
+"""The training loop of the embedded models: AdamW, warm-up, a constant rate, then a linear decay to
+the end.
+"""
 
 import csv
 import time
@@ -8,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Stream(Protocol):
@@ -23,8 +26,9 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The rate is constant after the warm-up; once the stream is `ready(target)`, or `max_steps - decay_steps` have
-    passed, it goes to zero over `decay_steps` and training ends."""
+    """The rate is constant after the warm-up; once the stream is `ready(target)`, or `max_steps -
+    decay_steps` have passed, it goes to zero over `decay_steps` and training ends.
+    """
 
     max_steps: int
     decay_steps: int = 600
@@ -56,10 +60,14 @@ def optimizer_for(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
 
 
-def train(model: nn.Module, stream: Stream, schedule: Schedule, log_path: Path | None = None) -> TrainingRecord:
-    """Train in place. The log has a row every 50 steps and is written as it grows when `log_path` is given."""
+def train(
+    model: PreTrainedModel, stream: Stream, schedule: Schedule, log_path: Path | None = None
+) -> TrainingRecord:
+    """Train in place. The log has a row every 50 steps and is written as it grows when `log_path`
+    is given.
+    """
     optimizer = optimizer_for(model, schedule)
-    backbone, head = model.base_model, model.get_output_embeddings()
+    backbone, unembed = model.get_submodule(model.base_model_prefix), model.get_submodule("lm_head")
     start, decay_from, rows, step = time.perf_counter(), schedule.max_steps - schedule.decay_steps, [], 0
     model.train()
     while step < min(schedule.max_steps, decay_from + schedule.decay_steps):
@@ -68,7 +76,7 @@ def train(model: nn.Module, stream: Stream, schedule: Schedule, log_path: Path |
             group["lr"] = schedule.learning_rate * min(1.0, (step + 1) / schedule.warm_up, remaining)
         ids, labels = stream.next()
         keep = labels >= 0
-        logits = head(backbone(ids, use_cache=False).last_hidden_state[keep])
+        logits = unembed(backbone(ids, use_cache=False).last_hidden_state[keep])
         loss = nn.functional.cross_entropy(logits, labels[keep])
         optimizer.zero_grad()
         loss.backward()

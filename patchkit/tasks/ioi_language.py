@@ -2,10 +2,10 @@
 
     Mary and John went to the store . Anna and Paul met at the park . then John gave the drink to      -> Mary
 
-The indirect object is the partner of the giver. With one pair of names this is the plain IOI sentence (the name that
-is not repeated), which a single attention layer can answer by counting names. With further pairs and with bystanders
-(`Tom stayed at the hotel .`) every other name also occurs once, so counting does not do: the giver has to be looked up
-and its partner read off, which takes two steps of attention.
+The indirect object is the partner of the giver. With one pair of names this is the plain IOI sentence (the
+name that is not repeated), which a single attention layer can answer by counting names. With further pairs
+and with bystanders (`Tom stayed at the hotel .`) every other name also occurs once, so counting does not
+do: the giver has to be looked up and its partner read off, which takes two steps of attention.
 
 Everything is a frozen value; `dataclasses.replace` one field and render again.
 """
@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from patchkit.errors import InputError
 
 NAMES: tuple[str, ...] = tuple(
-    "Mary John Anna Paul Tom Lucy Mark Emma Jack Sara Luke Rose Adam Nina Eric Jane Carl Ruth Hugo Iris".split()
+    "Mary John Anna Paul Tom Lucy Mark Emma Jack Sara "
+    "Luke Rose Adam Nina Eric Jane Carl Ruth Hugo Iris".split()
 )
 PLACES: tuple[str, ...] = tuple("store park school hotel garden office museum station".split())
 OBJECTS: tuple[str, ...] = tuple("drink book ring letter apple basket kite lamp".split())
@@ -76,8 +77,9 @@ class Bystander:
 
 @dataclass(frozen=True)
 class Story:
-    """Sentences in order, then the giver (S2) and the object; `closing` indexes CLOSINGS. The prompt ends before
-    the indirect object."""
+    """Sentences in order, then the giver (S2) and the object; `closing` indexes CLOSINGS. The prompt ends
+    before the indirect object.
+    """
 
     sentences: tuple[PairSentence | Bystander, ...]
     giver: str
@@ -90,7 +92,7 @@ def answer(story: Story) -> str:
     for sentence in story.sentences:
         if isinstance(sentence, PairSentence) and story.giver in (sentence.first, sentence.second):
             return sentence.second if story.giver == sentence.first else sentence.first
-    raise InputError(f"the giver {story.giver!r} is in none of the story's pairs; name one of the people in a pair")
+    raise InputError(f"the giver {story.giver!r} is in no pair of the story; name one of a pair")
 
 
 def words(story: Story) -> list[str]:
@@ -109,7 +111,9 @@ def render(story: Story) -> str:
 
 
 def spans(story: Story) -> dict[str, tuple[int, int]]:
-    """Token spans [start, end), counted with `<s>` at 0: `IO`, `S1` (first mention of the giver), `S2`, `end`."""
+    """Token spans [start, end), counted with `<s>` at 0: `IO`, `S1` (first mention of the giver), `S2`,
+    `end`.
+    """
     prompt = [BOS, *words(story)]
     s1, io = prompt.index(story.giver), prompt.index(answer(story))
     s2 = len(prompt) - 1 - prompt[::-1].index(story.giver)
@@ -123,7 +127,9 @@ def with_giver(story: Story, giver: str) -> Story:
 
 
 def split_of(first: str, second: str) -> str:
-    """`train` or `test` for a pair of names, whichever comes first: a stable hash, one pair in ten is test."""
+    """`train` or `test` for a pair of names, whichever comes first: a stable hash, one pair in ten
+    is test.
+    """
     text = " ".join(sorted((first, second)))
     return "test" if hashlib.sha256(text.encode()).digest()[0] % 10 == 0 else "train"
 
@@ -131,11 +137,15 @@ def split_of(first: str, second: str) -> str:
 def sample_story(
     rng: random.Random, *, n_pairs: int | None = None, n_bystanders: int | None = None, split: str = "train"
 ) -> Story:
-    """A random story, all names different; the giver's pair is in `split`. 1 to 3 pairs, 0 to 2 bystanders."""
+    """A random story, all names different; the giver's pair is in `split`. 1 to 3 pairs, 0 to 2
+    bystanders.
+    """
     pairs = rng.randint(1, MAX_PAIRS) if n_pairs is None else n_pairs
     bystanders = rng.randint(0, MAX_BYSTANDERS) if n_bystanders is None else n_bystanders
     if pairs < 1 or 2 * pairs + bystanders > len(NAMES):
-        raise InputError(f"{pairs} pairs and {bystanders} bystanders need 1 pair and at most {len(NAMES)} names")
+        raise InputError(
+            f"{pairs} pairs and {bystanders} bystanders: give at least 1 pair and at most {len(NAMES)} names"
+        )
     while True:
         names = rng.sample(NAMES, 2 * pairs + bystanders)
         if split_of(names[0], names[1]) == split:
@@ -153,7 +163,8 @@ def sample_story(
 
 def resample_giving(rng: random.Random, story: Story) -> Story:
     """The same sentences with a random giver from any train pair, another object and another closing."""
-    pairs = [s for s in story.sentences if isinstance(s, PairSentence) and split_of(s.first, s.second) == "train"]
+    sentences = [sentence for sentence in story.sentences if isinstance(sentence, PairSentence)]
+    pairs = [pair for pair in sentences if split_of(pair.first, pair.second) == "train"]
     giver = rng.choice([name for pair in pairs for name in (pair.first, pair.second)])
     return replace(story, giver=giver, object=rng.choice(OBJECTS), closing=rng.randrange(len(CLOSINGS)))
 

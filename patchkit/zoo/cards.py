@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ModelCard(BaseModel):
-    """One embedded model. Read from `card.json` beside the weights; the handmade models state theirs in code."""
+    """One embedded model. Read from `card.json` beside the weights; the handmade models state
+    theirs in code.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

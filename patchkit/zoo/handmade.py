@@ -1,6 +1,7 @@
 """A Llama whose weights are written by hand: no training, and a circuit that is known exactly.
 
-The prompt binds letters to digits and ends with one of the letters; the answer is its digit plus one, modulo 8:
+The prompt binds letters to digits and ends with one of the letters; the answer is its digit plus one,
+modulo 8:
 
     a = 3 , b = 7 , c = 0 , b        -> 0
 
@@ -11,13 +12,15 @@ How it computes that, in three layers of four heads (head size 32, width 128):
 - `m2` adds one modulo 8; the unembedding reads only what it writes.
 - `a0.h0`, `a1.h0` and `a2.h3` write and read a part of the residual stream that never reaches the logits.
 
-Two facts make exact weights possible. RMSNorm with `rms_norm_eps = 2**40` and weight `2**20` is the float32 identity:
-x * rsqrt(mean(x^2) + 2^40) * 2^20 = x while mean(x^2) is far below 2^40 * 2^-24. And `rope_theta = 1e30` leaves all
-rotary pairs but the first ones static, while pair 0 turns one radian a position: a query turned back by `offset`
-radians makes a head that looks `offset` tokens back. Exact in float32, for prompts of up to about 40 tokens.
+Two facts make exact weights possible. RMSNorm with `rms_norm_eps = 2**40` and weight `2**20` is the float32
+identity: x * rsqrt(mean(x^2) + 2^40) * 2^20 = x while mean(x^2) is far below 2^40 * 2^-24. And `rope_theta
+= 1e30` leaves all rotary pairs but the first ones static, while pair 0 turns one radian a position: a query
+turned back by `offset` radians makes a head that looks `offset` tokens back. Exact in float32, for prompts
+of up to about 40 tokens.
 
-`sharpness` scales the lookup's attention scores. At 3000 the softmax is saturated and its gradient vanishes, so that
-attribution patching sees nothing where the exact effect is large; at 8 it does not saturate.
+`sharpness` scales the lookup's attention scores. At 3000 the softmax is saturated and its gradient
+vanishes, so that attribution patching sees nothing where the exact effect is large; at 8 it does not
+saturate.
 """
 
 import math
@@ -41,8 +44,8 @@ TOKEN_IDS: dict[str, int] = {word: index for index, word in enumerate(WORDS)}
 
 SATURATED, GRADED = 3000.0, 8.0
 TRUE_NODES: tuple[str, ...] = ("input", "a0.h1", "a1.h2", "m2", "logits")
-# The edges that carry what differs between prompts. Every head's queries and keys, and the gate of m2, also read a
-# constant from the input; it is the same for every token, so putting in another prompt's changes nothing.
+# The edges that carry what differs between prompts. Queries, keys and the gate of m2 also read a constant from
+# the input; it is the same for every token, so putting in another prompt's changes nothing.
 TRUE_EDGES: tuple[str, ...] = (
     "input->a0.h1<v>",
     "a0.h1->a1.h2<k>",
@@ -136,12 +139,14 @@ class _Head:
     """Single entries of one head's four projections, addressed by (residual dimension, head dimension)."""
 
     def __init__(self, model: LlamaForCausalLM, layer: int, head: int):
-        attention = model.model.layers[layer].self_attn
+        weights = [
+            model.get_parameter(f"model.layers.{layer}.self_attn.{kind}_proj.weight") for kind in "qkvo"
+        ]
         rows = slice(head * HEAD_SIZE, (head + 1) * HEAD_SIZE)
-        self.q: Float[Tensor, "d_head d_model"] = attention.q_proj.weight[rows]
-        self.k: Float[Tensor, "d_head d_model"] = attention.k_proj.weight[rows]
-        self.v: Float[Tensor, "d_head d_model"] = attention.v_proj.weight[rows]
-        self.o: Float[Tensor, "d_model d_head"] = attention.o_proj.weight[:, rows]
+        self.q: Float[Tensor, "d_head d_model"] = weights[0][rows]
+        self.k: Float[Tensor, "d_head d_model"] = weights[1][rows]
+        self.v: Float[Tensor, "d_head d_model"] = weights[2][rows]
+        self.o: Float[Tensor, "d_model d_head"] = weights[3][:, rows]
 
     def copy(self, reads: int, writes: int, slot: int) -> None:
         """Move residual dimension `reads` of the attended token to `writes` through head dimension `slot`."""
@@ -150,14 +155,16 @@ class _Head:
 
 
 def build(sharpness: float = GRADED) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The model, in float32 and without gradients, and its tokenizer. `sharpness` scales the lookup's scores."""
+    """The model, in float32 and without gradients, and its tokenizer. `sharpness` scales the
+    lookup's scores.
+    """
     if not sharpness > 0:
         raise InputError(f"sharpness is {sharpness}; the lookup needs a positive scale, such as 8 or 3000")
     model = LlamaForCausalLM(config()).eval().requires_grad_(False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(2.0**20 if "norm" in name else 0.0)
-        embedding = model.model.embed_tokens.weight
+        embedding = model.get_parameter("model.embed_tokens.weight")
         for index in range(len(WORDS)):
             embedding[index, TOKEN + index] = 1.0
             embedding[index, ONE] = 1.0
@@ -169,7 +176,9 @@ def build(sharpness: float = GRADED) -> tuple[LlamaForCausalLM, PreTrainedTokeni
 
 
 def _write_owner_head(head: _Head) -> None:
-    """Looks two back: key at angle s, query at angle t - 2, so the score is cos(t - 2 - s), largest at s = t - 2."""
+    """Looks two back: key at angle s, query at angle t - 2, so the score is cos(t - 2 - s), largest at s =
+    t - 2.
+    """
     head.k[0, ONE] = 1.0
     head.q[0, ONE] = OFFSET_SHARPNESS * math.cos(-VALUE_TO_NAME)
     head.q[16, ONE] = OFFSET_SHARPNESS * math.sin(-VALUE_TO_NAME)
@@ -187,7 +196,9 @@ def _write_lookup_head(head: _Head, sharpness: float) -> None:
 
 
 def _write_distractors(model: LlamaForCausalLM) -> None:
-    """Uniform attention that writes how often each letter occurs, and a head that moves this to where nothing reads."""
+    """Uniform attention that writes how often each letter occurs, and a head that moves this to where
+    nothing reads.
+    """
     for layer in (0, 1):
         head = _Head(model, layer, 0)
         for slot, key in enumerate(KEYS):
@@ -198,13 +209,18 @@ def _write_distractors(model: LlamaForCausalLM) -> None:
 
 
 def _write_successor(model: LlamaForCausalLM) -> None:
-    """v -> v + 1 modulo 8, exactly: the gate is silu(32) = 32 in float32 and the up-projection holds v / 32."""
-    mlp = model.model.layers[2].mlp
+    """v -> v + 1 modulo 8, exactly: the gate is silu(32) = 32 in float32 and the up-projection
+    holds v / 32.
+    """
+    gate, up, down = (
+        model.get_parameter(f"model.layers.2.mlp.{kind}_proj.weight") for kind in ("gate", "up", "down")
+    )
+    unembedding = model.get_parameter("lm_head.weight")
     for index, value in enumerate(VALUES):
-        mlp.gate_proj.weight[index, ONE] = 32.0
-        mlp.up_proj.weight[index, FOUND + TOKEN_IDS[value]] = 1 / 32
-        mlp.down_proj.weight[RESULT + (index + 1) % len(VALUES), index] = 1.0
-        model.lm_head.weight[TOKEN_IDS[value], RESULT + index] = 10.0
+        gate[index, ONE] = 32.0
+        up[index, FOUND + TOKEN_IDS[value]] = 1 / 32
+        down[RESULT + (index + 1) % len(VALUES), index] = 1.0
+        unembedding[TOKEN_IDS[value], RESULT + index] = 10.0
 
 
 def card(name: str, sharpness: float) -> ModelCard:
