@@ -37,7 +37,7 @@ def constraints() -> dict[str, Requirement]:
 
 def third_party(paths: list[Path]) -> set[str]:
     """Top-level modules that files import from outside the standard library and this repository."""
-    ours = {"patchkit"} | {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    ours = {"patchkit", "tests"} | {path.stem for path in (ROOT / "scripts").glob("*.py")}
     modules = set()
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -136,3 +136,13 @@ def test_ci_can_be_run() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert "set -euo pipefail" in script.read_text(encoding="utf-8")
+
+
+def test_types_are_checked_in_every_room_but_the_command_line() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"][
+        "ini_options"
+    ]
+    (option,) = [item for item in options["addopts"] if item.startswith("--jaxtyping-packages=")]
+    *packages, checker = option.partition("=")[2].split(",")
+    rooms = {f"patchkit.{path.parent.name}" for path in (ROOT / "patchkit").glob("*/__init__.py")}
+    assert rooms - set(packages) == {"patchkit.cli"} and checker == "beartype.beartype"

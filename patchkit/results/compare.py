@@ -64,4 +64,4 @@ def _values(left: Any, right: Any) -> float:
         return max((_values(*items) for items in zip(left, right, strict=True)), default=0.0)
     if isinstance(left, bool) or isinstance(right, bool) or not isinstance(left, (int, float)):
         return 0.0 if left == right else float("inf")
-    return abs(left - right) if isinstance(right, (int, float)) else float("inf")
+    return float(abs(left - right)) if isinstance(right, (int, float)) else float("inf")
