@@ -34,7 +34,7 @@ Packing = Literal["separate", "stacked", "per_head"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The paths of one family. Paths of `layers`, `embed`, `final_norm`, `unembed` start at the model; the others at a block.
+    """The paths of one family: of `layers`, `embed`, `final_norm`, `unembed` from the model, of the others from a block.
 
     Attributes:
         family: `config.model_type`.

@@ -41,9 +41,14 @@ def find_module(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def input_width(module: nn.Module) -> int:
-    """Columns a projection reads. HF's Conv1D (GPT-2) keeps its weight transposed."""
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
+    """Columns a projection reads. HF's Conv1D (GPT-2) keeps its weight transposed.
+
+    Raises:
+        InputError: the module is not a projection.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+        raise InputError(f"expected a projection with a weight matrix, found {type(module).__name__}")
     return weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1]
 
 
@@ -88,9 +93,7 @@ def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
     d_model = int(config.hidden_size)
     blocks = find_module(module, arch.layers)
     assert isinstance(blocks, nn.ModuleList)
-    out_proj, neurons = find_module(blocks[0], arch.out_proj), find_module(blocks[0], arch.neurons)
-    assert out_proj is not None and neurons is not None
-    width = input_width(out_proj)
+    width, d_mlp = _width_at(blocks[0], "out_proj", arch), _width_at(blocks[0], "neurons", arch)
     d_head = int(getattr(config, "head_dim", None) or width // n_heads)
     if n_heads * d_head != width:
         raise InputError(
@@ -105,7 +108,18 @@ def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
         n_kv_heads=n_kv_heads,
         d_head=d_head,
         d_model=d_model,
-        d_mlp=input_width(neurons),
+        d_mlp=d_mlp,
         vocab_size=int(config.vocab_size),
         parallel=arch.is_parallel(config),
     )
+
+
+def _width_at(block: nn.Module, field: str, arch: Architecture) -> int:
+    module = find_module(block, arch.block_paths()[field])
+    assert module is not None
+    try:
+        return input_width(module)
+    except InputError as error:
+        raise InputError(
+            f"architecture '{arch.family}', {field}='{arch.block_paths()[field]}': {error}"
+        ) from None

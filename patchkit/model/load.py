@@ -5,12 +5,14 @@ Embedded names and the validation on load are added one floor up (`patchkit.load
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
@@ -24,7 +26,7 @@ from transformers import (
 from patchkit.errors import InputError
 from patchkit.model.architectures import architecture_for
 from patchkit.model.dims import check_paths, read_dims
-from patchkit.model.patch_model import PatchModel
+from patchkit.model.patch_model import PatchModel, own_forwards
 
 _DTYPES = {
     "auto": "auto",
@@ -76,17 +78,21 @@ def open_model(
     """
     if device is not None and device_map is not None:
         raise InputError(f"device={device!r} and device_map={device_map!r} were both given; give one of them")
-    if isinstance(source, TransformersModel):
-        return _from_module(source._module, source, name, tokenizer or source.tokenizer, attn_implementation)
-    if isinstance(source, nn.Module):
-        given = {"dtype": dtype, "device": device, "device_map": device_map, "revision": revision}
+    if isinstance(source, nn.Module | TransformersModel):
+        given = {
+            "dtype": dtype,
+            "device": device,
+            "device_map": device_map,
+            "revision": revision,
+            "lazy": lazy or None,
+        }
         unusable = [key for key, value in given.items() if value is not None]
         if unusable:
             raise InputError(
-                f"{', '.join(unusable)} cannot be applied to a module that exists already; convert it yourself"
+                f"{', '.join(unusable)} cannot be applied to a model that exists already; convert it yourself"
             )
-        return _from_module(source, None, name, tokenizer, attn_implementation)
-    path = os.fspath(source)
+        return _from_module(source, name, tokenizer, attn_implementation)
+    path = os.path.expanduser(os.fspath(source))
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
@@ -115,27 +121,29 @@ def open_model(
 
 
 def _from_module(
-    module: nn.Module,
-    lm: TransformersModel | None,
+    source: nn.Module | TransformersModel,
     name: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
     attn_implementation: str | None,
 ) -> PatchModel:
+    lm = source if isinstance(source, TransformersModel) else None
+    if lm is not None:
+        # One that was not dispatched yet has meta weights; its first trace would load them anyway.
+        lm.dispatch()
+        tokenizer = tokenizer or lm.tokenizer
+    module: Any = source if lm is None else lm._module
+    kind = type(module).__name__
     if not hasattr(module, "config"):
-        raise InputError(
-            f"{type(module).__name__} has no config; expected a Hugging Face causal language model"
-        )
-    if module.training:
-        raise InputError(
-            f"{type(module).__name__} is in training mode, where dropout makes runs differ; call .eval() first"
-        )
+        raise InputError(f"{kind} has no config; expected a Hugging Face causal language model")
+    if any(part.training for part in module.modules()):
+        raise InputError(f"{kind} is in training mode, where dropout makes runs differ; call .eval() first")
     current = getattr(module.config, "_attn_implementation", None)
     if attn_implementation is not None and attn_implementation != current:
         raise InputError(
-            f"{type(module).__name__} uses attention implementation '{current}' and is not modified; load it with "
-            f"attn_implementation='{attn_implementation}' or call module.set_attn_implementation('{attn_implementation}') first"
+            f"{kind} uses attention implementation '{current}' and is not modified; load it with "
+            f"attn_implementation='{attn_implementation}' or call its set_attn_implementation('{attn_implementation}') first"
         )
-    return _wrap(module, lm, name or type(module).__name__, tokenizer, borrowed=True)
+    return _wrap(module, lm, name or kind, tokenizer, borrowed=True)
 
 
 def _wrap(
@@ -152,13 +160,24 @@ def _wrap(
     arch = architecture_for(config)
     check_paths(module, arch)
     dims = read_dims(module, config, arch)
+    forwards = {} if lm is not None else own_forwards(module)
     if lm is None:
-        # nnsight wants a tokenizer even when it is only ever given token ids.
-        lm = TransformersModel(
-            module, task="text-generation", tokenizer=tokenizer or _placeholder_tokenizer(dims.vocab_size)
-        )
+        # nnsight wants a tokenizer even when it is only ever given token ids, and changes its padding: it gets a copy.
+        own = _placeholder_tokenizer(dims.vocab_size) if tokenizer is None else copy.deepcopy(tokenizer)
+        # The pipeline inside would otherwise move the model to the first GPU it finds; a model that accelerate has
+        # spread is left alone by itself.
+        place = {} if getattr(module, "hf_device_map", None) else {"device": next(module.parameters()).device}
+        lm = TransformersModel(module, task="text-generation", tokenizer=own, **place)
     return PatchModel(
-        lm, arch, dims, name=name, tokenizer=tokenizer, revision=revision, lazy=lazy, borrowed=borrowed
+        lm,
+        arch,
+        dims,
+        name=name,
+        tokenizer=tokenizer,
+        revision=revision,
+        lazy=lazy,
+        borrowed=borrowed,
+        forwards=forwards,
     )
 
 
@@ -167,9 +186,13 @@ def _read_config(path: str, options: dict[str, Any]) -> Any:
         raise InputError(f"{path}: no config.json in this directory; expected a Hugging Face model directory")
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise InputError(f"{path}: no such directory")
+    if Path(path).is_file():
+        raise InputError(f"{path} is a file; expected the directory that holds config.json and the weights")
     try:
         return AutoConfig.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
+        if Path(path).is_dir():
+            raise InputError(f"{path}: config.json could not be read: {_first_line(error)}") from error
         raise InputError(
             f"model '{path}' could not be opened: it is not an embedded name, not a local directory, and the hub gave: "
             f"{_first_line(error)}. `patchkit models` lists the embedded names"
@@ -192,11 +215,25 @@ def _read_weights(
     path: str, config: Any, dtype: torch.dtype | str | None, device_map: Any, options: dict[str, Any]
 ) -> nn.Module:
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, **options
+        module, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the weights of '{path}' could not be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers fills them with random numbers.
+        raise InputError(
+            f"the weights of '{path}' are incomplete: {len(missing)} missing, the first is '{missing[0]}'. "
+            "Expected every parameter that config.json asks for"
+        )
+    return module
 
 
 def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

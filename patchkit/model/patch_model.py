@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from nnsight.intervention.source import STATE
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -43,6 +44,7 @@ class PatchModel:
         revision: str | None = None,
         lazy: bool = False,
         borrowed: bool = False,
+        forwards: Mapping[nn.Module, Any] | None = None,
     ) -> None:
         self.lm = lm
         self.arch = arch
@@ -52,10 +54,12 @@ class PatchModel:
         self.revision = revision
         self.lazy = lazy
         self._borrowed = borrowed
+        self._forwards = forwards or {}
 
     def __repr__(self) -> str:
         d = self.dims
-        return f"PatchModel({self.name!r}, {self.arch.family}, {d.n_layers} layers x {d.n_heads} heads, d_model {d.d_model})"
+        sizes = f"{d.n_layers} layers x {d.n_heads} heads, d_model {d.d_model}"
+        return f"PatchModel({self.name!r}, {self.arch.family}, {sizes})"
 
     @property
     def hf(self) -> nn.Module:
@@ -68,8 +72,12 @@ class PatchModel:
 
     @property
     def embed_device(self) -> torch.device:
-        """Where prompts go: the device of the token embedding."""
-        return attrgetter(self.arch.embed)(self.hf).weight.device
+        """Where prompts go: the device on which the token embedding runs, also when its weights are offloaded."""
+        embed = attrgetter(self.arch.embed)(self.hf)
+        for hook in _accelerate_hooks(embed):
+            if getattr(hook, "execution_device", None) is not None:
+                return torch.device(hook.execution_device)
+        return embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,9 +100,13 @@ class PatchModel:
         return attrgetter(self.arch.layers)(self.hf)[layer]
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O of a layer, per head: a view of the model's weight. attn_out before any post-norm = sum_h z_h @ W_O[h] + b_O."""
+        """W_O of a layer, per head: a view of the model's weight.
+
+        attn_out before any post-norm = sum_h z_h @ W_O[h] + b_O. Of a layer that accelerate has offloaded, the stored copy is read.
+        """
         module = attrgetter(self.arch.out_proj)(self.block_module(layer))
-        weight = module.weight if _is_conv1d(module) else module.weight.T
+        weight = _present(module, "weight")
+        weight = weight if _is_conv1d(module) else weight.T
         heads, width = self.dims.n_heads, self.dims.d_head
         if tuple(weight.shape) != (heads * width, self.dims.d_model):
             raise InputError(
@@ -105,7 +117,8 @@ class PatchModel:
 
     def b_o(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """The output projection's bias, or None."""
-        return attrgetter(self.arch.out_proj)(self.block_module(layer)).bias
+        module = attrgetter(self.arch.out_proj)(self.block_module(layer))
+        return None if module.bias is None else _present(module, "bias")
 
     def fingerprint(self) -> str:
         """A digest of the weights' metadata (names, shapes, dtypes) and of the config: the same model gives the same."""
@@ -138,10 +151,53 @@ class PatchModel:
             )
 
     def release(self) -> None:
-        """Takes nnsight's controllers off the HF module, which is then exactly as it was before `patchkit.load`."""
-        for module in self.hf.modules():
-            for attribute in ("forward", "__nnsight__"):
-                module.__dict__.pop(attribute, None)
+        """Takes nnsight's controllers off the HF module, which is then exactly as it was before `patchkit.load`.
+
+        Those of an nnsight model that the user brought stay, and so do those that another wrapper of the same module
+        still uses.
+        """
+        for module, forward in self._forwards.items():
+            state = module.__dict__.get(STATE)
+            if state is None:
+                continue
+            state.routes = [route for route in state.routes if route[0]() not in (None, self.lm.interleaver)]
+            if state.routes:
+                continue
+            del module.__dict__[STATE]
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
+
+
+def own_forwards(root: nn.Module) -> dict[nn.Module, Any]:
+    """Each submodule's own `forward` attribute (accelerate sets one), or None: what nnsight is about to replace.
+
+    Of a module that has a controller already, the original cannot always be known; it is then left out.
+    """
+    found: dict[nn.Module, Any] = {}
+    for module in root.modules():
+        state = module.__dict__.get(STATE)
+        if state is None:
+            found[module] = module.__dict__.get("forward")
+        elif state.original is type(module).forward and "_hf_hook" not in module.__dict__:
+            found[module] = None
+    return found
+
+
+def _accelerate_hooks(module: nn.Module) -> list[Any]:
+    hook = module.__dict__.get("_hf_hook")
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def _present(module: nn.Module, name: str) -> Tensor:
+    """A parameter, from accelerate's store where it is offloaded."""
+    value = getattr(module, name)
+    if value.is_meta:
+        for hook in _accelerate_hooks(module):
+            if getattr(hook, "weights_map", None) is not None:
+                return hook.weights_map[name]
+    return value
 
 
 def _is_conv1d(module: nn.Module) -> bool:

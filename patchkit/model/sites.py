@@ -36,6 +36,11 @@ class NodeKind:
         """Numbers in one node's activation."""
         return {"vector": dims.d_model, "head": dims.d_head, "kv_head": dims.d_head, "neuron": 1}[self.unit]
 
+    def shape(self, dims: Dims) -> tuple[int, ...]:
+        """Canonical shape of the whole site at one position: `(d_model,)`, `(heads, d_head)` or `(neurons,)`."""
+        nodes = () if self.unit == "vector" else (self.count(dims),)
+        return nodes if self.unit == "neuron" else (*nodes, self.width(dims))
+
 
 _KINDS = (
     NodeKind("resid_pre", "vector", "residual stream before the layer"),

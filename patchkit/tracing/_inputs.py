@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from patchkit.data.batch import Batch
+from patchkit.errors import InputError
 from patchkit.model import PatchModel
 
 
@@ -31,3 +32,23 @@ def pick_columns(activation: Tensor, columns: Int[Tensor, " batch"] | None) -> T
         return activation
     columns = columns.to(activation.device)
     return activation[torch.arange(len(columns), device=activation.device), columns]
+
+
+def check_columns(columns: Int[Tensor, " batch"], batch: Batch) -> None:
+    """Raises InputError unless there is one column a row, each on a real token.
+
+    A column on padding would be read or written without a trace in the logits, and a negative one would count from the
+    end of the padded row.
+    """
+    if tuple(columns.shape) != (batch.rows,):
+        raise InputError(
+            f"columns: expected one padded column a row, ({batch.rows},), found {tuple(columns.shape)}"
+        )
+    columns = columns.to(batch.input_ids.device)
+    bad = (columns < batch.offset) | (columns >= batch.width)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise InputError(
+            f"columns: row {row} has its tokens at columns {int(batch.offset[row])} to {batch.width - 1}, found "
+            f"{int(columns[row])}; patchkit.data.positions gives columns from positions"
+        )

@@ -15,7 +15,7 @@ from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import PatchModel, Site, check_site, in_order
 from patchkit.model.access import attention_arguments, canonical, prepare, raw_site, read_site
-from patchkit.tracing._inputs import forward_inputs, pick_columns
+from patchkit.tracing._inputs import check_columns, forward_inputs, pick_columns
 
 #: Last-position logits `[batch, vocab]` to one number per row.
 Metric = Callable[[Tensor], Tensor]
@@ -57,8 +57,10 @@ def capture(
             `[batch, position, ...]`.
 
     Raises:
-        InputError: the model has no such site.
+        InputError: the model has no such site, or a column falls on padding or outside the batch.
     """
+    if columns is not None:
+        check_columns(columns, batch)
     ordered = _checked(model, sites)
     inputs = forward_inputs(model, batch)
     with torch.no_grad():
@@ -118,7 +120,11 @@ def attention_from(
 
     Args:
         columns: the padded column that attends, one a row.
+
+    Raises:
+        InputError: the model has no such layer, or a column falls on padding or outside the batch.
     """
+    check_columns(columns, batch)
     ordered = sorted(set(layers))
     _checked(model, [Site("q", layer) for layer in ordered])
     inputs = forward_inputs(model, batch)
@@ -129,8 +135,9 @@ def attention_from(
             patterns = []
             for layer in ordered:
                 queries, keys, keywords = attention_arguments(model, layer)
-                query = pick_columns(queries, columns).float()
-                keys = keys.float().repeat_interleave(model.dims.group, dim=2)
+                exact = torch.promote_types(queries.dtype, torch.float32)
+                query = pick_columns(queries, columns).to(exact)
+                keys = keys.to(exact).repeat_interleave(model.dims.group, dim=2)
                 scores = torch.einsum("bhd,bthd->bht", query, keys) * keywords["scaling"]
                 cap = keywords.get("softcap")
                 if cap is not None:

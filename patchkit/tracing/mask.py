@@ -13,7 +13,7 @@ from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import KINDS, PatchModel, Site, check_site
 from patchkit.model.access import prepare, read_site, write_site
-from patchkit.tracing._inputs import forward_inputs
+from patchkit.tracing._inputs import check_columns, forward_inputs
 from patchkit.tracing.reuse import Prefix
 
 
@@ -52,27 +52,30 @@ def blended_logits(
         columns: the padded column of the whole batch at which row b is blended.
 
     Raises:
-        InputError: a site the model does not have, a mask of the wrong size, a column before the prefix's end.
+        InputError: a site the model does not have or that comes twice, a mask or alternate of the wrong shape, a column
+            on padding or before the prefix's end.
     """
-    ordered = sorted(blends, key=lambda blend: blend.site)
-    for blend in ordered:
-        check_site(blend.site, model.dims)
-        nodes = KINDS[blend.site.kind].count(model.dims)
-        if blend.keep.shape[-1] != nodes:
-            raise InputError(f"mask of {blend.site}: {blend.keep.shape[-1]} values, expected {nodes}")
-    prepare(model, [blend.site for blend in ordered])
-    start, inputs = (run.start, run.inputs()) if isinstance(run, Prefix) else (0, forward_inputs(model, run))
-    width = inputs["input_ids"].shape[1]
+    batch, start = (run.batch, run.start) if isinstance(run, Prefix) else (run, 0)
+    check_columns(columns, batch)
     if int(columns.min()) < start:
         raise InputError(
             f"a mask at column {int(columns.min())} lies in the prefix, which ends at column {start}"
         )
-    rows, places = torch.arange(len(columns)), columns - start
+    ordered = sorted(blends, key=lambda blend: blend.site)
+    for blend in ordered:
+        _check(blend, model, batch)
+    doubled = [str(a.site) for a, b in zip(ordered, ordered[1:], strict=False) if a.site == b.site]
+    if doubled:
+        raise InputError(f"two masks of one site: {', '.join(doubled)}; give one mask a site")
+    prepare(model, [blend.site for blend in ordered])
+    inputs = run.inputs() if isinstance(run, Prefix) else forward_inputs(model, run)
+    # Counted from the end: the keys and values of a run with a prefix include those of the prefix.
+    rows, places = torch.arange(batch.rows), columns.to("cpu") - batch.width
     with model.frozen():
         with model.lm.trace(**inputs):
             for blend in ordered:
                 activation = read_site(model, blend.site)
-                if width == 1:
+                if activation.shape[1] == 1:
                     blended = blend.apply(activation[:, 0])[:, None]
                 else:
                     here = (rows.to(activation.device), places.to(activation.device))
@@ -80,3 +83,18 @@ def blended_logits(
                 write_site(model, blend.site, blended)
             logits = model.lm.output.logits[:, -1].save()
     return logits
+
+
+def _check(blend: Blend, model: PatchModel, batch: Batch) -> None:
+    check_site(blend.site, model.dims)
+    kind = KINDS[blend.site.kind]
+    nodes = kind.count(model.dims)
+    if tuple(blend.keep.shape) not in ((nodes,), (batch.rows, nodes)):
+        raise InputError(
+            f"mask of {blend.site}: shape {tuple(blend.keep.shape)}, expected ({nodes},) or ({batch.rows}, {nodes})"
+        )
+    expected = (batch.rows, *kind.shape(model.dims))
+    if tuple(blend.alternate.shape) != expected:
+        raise InputError(
+            f"mask of {blend.site}: alternate activations of shape {tuple(blend.alternate.shape)}, expected {expected}"
+        )

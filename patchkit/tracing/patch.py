@@ -54,20 +54,32 @@ class Patch:
 def _check(patch: Patch, model: PatchModel, batch: Batch) -> None:
     check_site(patch.site, model.dims)
     kind = KINDS[patch.site.kind]
+    if patch.index is not None and kind.unit == "vector":
+        raise InputError(f"patch of {patch.site}: this node kind is one vector a position, it takes no index")
     for name, tensor, limit in (
         ("row", patch.rows, batch.rows),
         ("column", patch.columns, batch.width),
         ("index", patch.index, kind.count(model.dims)),
     ):
-        if tensor is None or tensor.numel() == 0:
+        if tensor is None:
             continue
-        if int(tensor.min()) < 0 or int(tensor.max()) >= limit:
+        if tuple(tensor.shape) != (len(patch.rows),):
+            raise InputError(
+                f"patch of {patch.site}: {name} has shape {tuple(tensor.shape)}, expected one for each of the "
+                f"{len(patch.rows)} rows"
+            )
+        if tensor.numel() and (int(tensor.min()) < 0 or int(tensor.max()) >= limit):
             raise InputError(
                 f"patch of {patch.site}: {name} {int(tensor.min())}..{int(tensor.max())} is out of range, "
                 f"expected 0 to {limit - 1}"
             )
-    if patch.index is not None and kind.unit == "vector":
-        raise InputError(f"patch of {patch.site}: this node kind is one vector a position, it takes no index")
+    positions = () if patch.columns is not None else (batch.width,)
+    node = kind.shape(model.dims)[0 if patch.index is None else 1 :]
+    expected = (len(patch.rows), *positions, *node)
+    if tuple(patch.values.shape) != expected:
+        raise InputError(
+            f"patch of {patch.site}: values of shape {tuple(patch.values.shape)}, expected {expected}"
+        )
     if patch.columns is not None and bool((batch.attention_mask[patch.rows, patch.columns] == 0).any()):
         raise InputError(f"patch of {patch.site}: a column falls on padding; positions count unpadded tokens")
 
@@ -85,7 +97,7 @@ def run_patched(
         The sites read, all positions, and the last-position logits.
 
     Raises:
-        InputError: a site, row, column or index that does not exist, or a column on padding.
+        InputError: a site, row, column or index that does not exist, values of the wrong shape, or a column on padding.
     """
     for patch in patches:
         _check(patch, model, batch)

@@ -8,6 +8,7 @@ output through W_O, and writing each kind of site changes what comes after it.
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -78,18 +79,12 @@ def _agree(model: PatchModel, found: Tensor, expected: Tensor, what: str) -> Non
     gap = float((found - expected).abs().max()) / scale
     limit = _TOLERANCE.get(model.dtype, _COARSE)
     if not gap <= limit:
-        raise InputError(
-            f"{model.name} (family '{model.arch.family}') fails validation: {what} (relative difference {gap:.2g}, "
-            f"allowed {limit:.0e}). The architecture table does not fit this model; register a corrected Architecture"
-        )
+        _refuse(model, f"{what} (relative difference {gap:.2g}, allowed {limit:.0e})")
 
 
 def _check_shapes(model: PatchModel, run: Captured, batch: Batch) -> None:
     for site, value in run.values.items():
-        kind = KINDS[site.kind]
-        nodes = () if kind.unit == "vector" else (kind.count(model.dims),)
-        width = () if kind.unit == "neuron" else (kind.width(model.dims),)
-        expected = (batch.rows, batch.width, *nodes, *width)
+        expected = (batch.rows, batch.width, *KINDS[site.kind].shape(model.dims))
         if tuple(value.shape) != expected:
             raise InputError(f"{model.name}: site {site} has shape {tuple(value.shape)}, expected {expected}")
     if not bool(torch.isfinite(run.logits).all()):
@@ -133,27 +128,67 @@ def _check_heads(model: PatchModel, run: Captured, layer: int) -> None:
 
 
 def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> None:
-    """One row a kind: written at every layer, it must change the site that reads it."""
+    """One row a kind: written at every layer, it must change the site that reads it, and the rest must add up to it."""
     watched = [(kind, _SEEN_BY[kind]) for kind in kinds if kind in _SEEN_BY]
-    batch = Batch.from_ids([prompt] * (len(watched) + 1), pad_id=model.pad_id)
+    single = len(watched) + 1
+    batch = Batch.from_ids([prompt] * (len(watched) + 2), pad_id=model.pad_id)
     layers = range(model.dims.n_layers)
-    sites = [Site(kind, layer) for kind, _ in watched for layer in layers]
-    own = capture(model, batch, sites)
+    own = capture(model, batch, [Site(kind, layer) for kind, _ in watched for layer in layers])
     generator = torch.Generator().manual_seed(0)
-    patches = []
-    for row, (kind, _) in enumerate(watched, start=1):
-        for layer in layers:
-            value = own.values[Site(kind, layer)][row : row + 1]
-            noise = torch.randn(value.shape, generator=generator).to(value)
-            # Far from the run's own value on its own scale, so that even a saturated attention moves.
-            other = -value + noise * (value.abs().mean() + 1)
-            patches.append(Patch(Site(kind, layer), other, rows=torch.tensor([row])))
-    seen = {Site(observer, layer) for _, observer in watched for layer in layers}
+
+    def other(kind: str, layer: int) -> Tensor:
+        value = own.values[Site(kind, layer)][:1]
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        # Far from the run's own value on its own scale, so that even a saturated attention moves.
+        return -value + noise * (value.abs().mean() + 1)
+
+    patches = [
+        Patch(Site(kind, layer), other(kind, layer), rows=torch.tensor([row]))
+        for row, (kind, _) in enumerate(watched, start=1)
+        for layer in layers
+    ]
+    patches += [
+        Patch(
+            Site("v_proj", layer),
+            other("v_proj", layer)[:, :, 0],
+            torch.tensor([single]),
+            index=torch.tensor([0]),
+        )
+        for layer in layers
+    ]
+    stream = [kind for kind in kinds if KINDS[kind].unit == "vector"]
+    seen = {Site(kind, layer) for kind in (*_SEEN_BY.values(), *stream) for layer in layers}
     run = run_patched(model, batch, patches, read=seen)
     for row, (kind, observer) in enumerate(watched, start=1):
         values = [run.values[Site(observer, layer)] for layer in layers]
         if not any(bool((value[row] != value[0]).any()) for value in values):
-            raise InputError(
-                f"{model.name} (family '{model.arch.family}') fails validation: writing '{kind}' changes '{observer}' "
-                "at no layer. The architecture table does not fit this model; register a corrected Architecture"
-            )
+            _refuse(model, f"writing '{kind}' changes '{observer}' at no layer")
+        for layer in layers:
+            _check_stream_after(model, run, layer, row, kind)
+    # Further layers differ for another reason: the stream that reaches them was changed below.
+    values = run.values[Site("v", 0)][:, :, 1:]
+    if values.numel():
+        what = "writing one head of 'v_proj' changes other heads of 'v' (is `packing` right?)"
+        _agree(model, values[single], values[0], what)
+
+
+def _check_stream_after(model: PatchModel, run: Captured, layer: int, row: int, kind: str) -> None:
+    """What is written must reach the skip connections too, not only the module that reads it."""
+
+    def at(name: str) -> Tensor:
+        return run.values[Site(name, layer)][row].to(model.embed_device)
+
+    where = f"layer {layer}: after writing '{kind}' the residual stream does not add up"
+    mid = at("resid_pre") + at("attn_out")
+    if not model.dims.parallel:
+        if kind != "resid_mid":
+            _agree(model, mid, at("resid_mid"), where)
+        mid = at("resid_mid")
+    _agree(model, mid + at("mlp_out"), at("resid_post"), where)
+
+
+def _refuse(model: PatchModel, what: str) -> NoReturn:
+    raise InputError(
+        f"{model.name} (family '{model.arch.family}') fails validation: {what}. The architecture table does not fit "
+        "this model; register a corrected Architecture"
+    )
