@@ -1,7 +1,7 @@
 """From a matplotlib Figure to PNG bytes or to an inline SVG that follows the page's theme.
 
-Figures are made without pyplot, so nothing global is kept: no current figure, no backend, and the style is in force only
-inside `style()`.
+Figures are made without pyplot, so nothing global is kept: no current figure, no backend, and the style is
+in force only inside `style()`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from patchkit.report._palette import LIGHT
 
 PNG_DPI = 160
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.0,
     "text.color": LIGHT["ink"],
@@ -103,8 +104,9 @@ def to_png(figure: Figure, dpi: int = PNG_DPI) -> bytes:
 def to_svg(figure: Figure, alt: str, prefix: str) -> str:
     """The figure as an `<svg>` element to put into a page.
 
-    `alt` says in words what the picture shows. `prefix` keeps its ids apart from those of other pictures of the page.
-    Colours become `var(--role)`; text stays text, in the page's font. Deterministic for the same figure.
+    `alt` says in words what the picture shows. `prefix` keeps its ids apart from those of other pictures of
+    the page. Colours become `var(--role)`; text stays text, in the page's font. Deterministic for the same
+    figure.
     """
     buffer = io.StringIO()
     with style(), _any_script():

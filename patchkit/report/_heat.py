@@ -15,7 +15,8 @@ from patchkit.report._palette import HEAT_MAX, LIGHT, rgb
 from patchkit.report._places import Place, grid, locate, title_of
 from patchkit.results.mask import MaskResult
 
-# Wider kinds (neurons) would have cells thinner than a pixel: only components that are patched are drawn, as dots.
+# Wider kinds (neurons) would have cells thinner than a pixel: only components that are patched are drawn, as
+# dots.
 WIDEST = 128
 MOST_NAMES = 40
 
@@ -29,8 +30,8 @@ Box = tuple[float, float, float, float]
 def mask_figure(result: MaskResult) -> Figure:
     """Learned values of every component: the stronger the tint, the more of the alternate's activation is put in (1 - w).
 
-    Rows are layers, the first on top. Chosen components are outlined and named (up to 40 names), those dropped by
-    pruning crossed. Raises InputError when a chosen name has no learned value.
+    Rows are layers, the first on top. Chosen components are outlined and named (up to 40 names), those
+    dropped by pruning crossed. Raises InputError when a chosen name has no learned value.
     """
     kinds = sorted(
         result.values, key=lambda kind: (result.values[kind].ndim == 1, list(result.values).index(kind))

@@ -61,9 +61,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def scroll(inside: str, what: str) -> str:
+def scroll(inside: str, what: str, css: str = "scroll") -> str:
     """A box that scrolls sideways by itself, reachable by keyboard."""
-    attributes = f'class="scroll" tabindex="0" role="group" aria-label="{escape(what)}, scrolls sideways"'
+    attributes = f'class="{css}" tabindex="0" role="group" aria-label="{escape(what)}, scrolls sideways"'
     return f"<div {attributes}>{inside}</div>"
 
 
@@ -87,10 +87,11 @@ def paragraph(text: str, css: str = "") -> str:
     )
 
 
-def figure(svg: str, caption: str, css: str = "") -> str:
-    """A picture with its caption (text)."""
-    attribute = f"fig {css}".strip()
-    return f'<figure class="{attribute}">{scroll(svg, "figure")}<figcaption>{escape(caption)}</figcaption></figure>'
+def figure(svg: str, caption: str, wide: bool = False) -> str:
+    """A picture with its caption (text). It shrinks with the page; a `wide` one keeps its size and scrolls."""
+    picture = scroll(svg, "figure") if wide else svg
+    css = "fig wide" if wide else "fig"
+    return f'<figure class="{css}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def names(chosen: Sequence[str], shown: int = 24) -> str:

@@ -49,7 +49,6 @@ def tiles(result: MaskResult) -> str:
 
 def components(result: MaskResult) -> str:
     """The heat map of learned values and the chosen components by name."""
-    picture = plots.mask_figure(result)
     chosen = ", ".join(result.chosen[:12]) + (" and more" if len(result.chosen) > 12 else "")
     alt = (
         f"Heat map of the learned mask values by layer. {len(result.chosen)} of {result.n_components} components are "
@@ -64,8 +63,9 @@ def components(result: MaskResult) -> str:
     )
     if result.pruned:
         listed += f"<p>Dropped by pruning, because the scores hold without: {names(result.pruned)}</p>"
-    svg = plots.to_svg(picture, alt, "heat")
-    return section("components", "Which components?", "Components", listed, figure(svg, caption, "wide"))
+    picture = figure(plots.to_svg(plots.mask_figure(result), alt, "heat"), caption, wide=True)
+    beside = f'<div class="beside">{picture}<div>{listed}</div></div>'
+    return section("components", "Which components?", "Components", beside)
 
 
 def path(result: MaskResult) -> str:
@@ -124,7 +124,7 @@ def desiderata(result: MaskResult) -> str:
     table = Table(
         "Per cent of held-out triples that meet each desideratum when the named set is patched. Random: mean over "
         "sets of the chosen size, and their range.",
-        ["desideratum", "trained", "triples, train / test", "chosen, train", *_SETS.values(), "random"],
+        ["desideratum", "trained", "triples, train / test", "on train", *_SETS.values(), "random"],
         [_desideratum_row(scores) for scores in result.desiderata],
         total,
         groups=[("", 3), ("chosen set", 3), ("compared with", 4)],

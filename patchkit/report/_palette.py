@@ -1,9 +1,9 @@
 """The colours of every picture and page, once for light paper and once for dark.
 
-Each role has one hex value per theme. Pictures are drawn with the light values; because those are all different, an SVG
-can have each replaced by its CSS variable and then follows the reader's theme (see `_canvas.to_svg`). The series come
-from the Okabe-Ito palette, darkened until a line has contrast 3 on white, and are always doubled by marker and dash:
-no reader has to tell two things apart by hue alone.
+Each role has one hex value per theme. Pictures are drawn with the light values; because those are all
+different, an SVG can have each replaced by its CSS variable and then follows the reader's theme (see
+`_canvas.to_svg`). The series come from the Okabe-Ito palette, darkened until a line has contrast 3 on white,
+and are always doubled by marker and dash: no reader has to tell two things apart by hue alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ DARK: Mapping[str, str] = MappingProxyType(
 SERIES: tuple[str, ...] = ("s0", "s1", "s2", "s3", "s4", "s5")
 MARKERS: tuple[str, ...] = ("o", "s", "^", "D", "v", "P")
 
-# The strongest tint behind text. Above it ink on a full cell would fall under contrast 4.5 in one of the themes.
+# The strongest tint behind text. Above it ink on a full cell would fall under contrast 4.5 in one of the
+# themes.
 HEAT_MAX = 0.75
 
 

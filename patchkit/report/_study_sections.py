@@ -30,16 +30,16 @@ def forms(study: VariableBindingStudy) -> str:
     rows = [
         [
             head_cell(form.form),
-            text_cell("trained on" if form.trained else "new"),
+            text_cell("yes" if form.trained else "no"),
             *(score_cell(form.scores.get(name)) for name in asked),
-            number_cell(percent(min(form.scores.values(), default=None)), "key"),
+            score_cell(min(form.scores.values(), default=None), "key"),
         ]
         for form in study.forms
     ]
     table = Table(
         "The chosen set on every surface form, per cent of held-out triples. The mask saw only the tinted rows in "
         "training. Lowest: over all columns, trained or not.",
-        ["form", "mask", *asked, "lowest"],
+        ["form", "trained on", *asked, "lowest"],
         rows,
         row_marks=["mine" if form.trained else "" for form in study.forms],
     )

@@ -33,11 +33,15 @@ code,pre,.tok{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation
 .tile span{color:var(--soft);font-size:13px;line-height:1.3;display:block}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:6px 28px;align-items:start}
 .small{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,270px),1fr));gap:6px 20px}
+.beside{display:flex;flex-wrap:wrap;gap:0 32px;align-items:flex-start}
+.beside>figure{max-width:100%}
+.beside>div{flex:1 1 300px;padding-top:10px}
 .pair>*,.small>*,.cards>*{min-width:0}
 """
 
 _TABLES = """
-.scroll{overflow-x:auto;max-width:100%;margin:8px 0;container-type:inline-size}
+.scroll{overflow-x:auto;max-width:100%;margin:8px 0}
+.scroll.t{container-type:inline-size}
 table{border-collapse:collapse;font-size:13.5px;line-height:1.35;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--soft);font-size:13.5px;padding:0 0 7px}
 caption span{display:block;position:sticky;left:0;width:min(44em,100cqi)}
@@ -46,9 +50,8 @@ thead th{color:var(--soft);font-weight:600;vertical-align:bottom;border-bottom:1
 thead th{max-width:10em}
 tbody th,tfoot th{font-weight:600;position:sticky;left:0;z-index:1;background:var(--panel)}
 td .names{display:block;min-width:14em}
-td{white-space:nowrap}
-td .names,td details{white-space:normal}
 .n{text-align:right}
+td.n{white-space:nowrap}
 .groups th{text-align:center;padding-bottom:2px;border-left:10px solid var(--panel)}
 .groups td{border:0}
 td.h{background:rgb(var(--t)/var(--a));min-width:5.2em;border:2px solid var(--panel)}
@@ -76,7 +79,8 @@ figcaption{color:var(--soft);font-size:13.5px;max-width:46em}
 .who{color:var(--soft);font-size:13px;padding-top:2px}
 .toks{display:flex;flex-wrap:wrap;gap:3px;align-items:flex-start}
 .tok{display:inline-block;border:1px solid var(--grid);border-radius:4px;padding:1px 5px;max-width:100%}
-.tok mark{background:none;color:inherit;font-weight:700;text-decoration:underline;text-decoration-thickness:2px;text-underline-offset:3px}
+.tok mark{background:none;color:inherit;font-weight:700;text-decoration:underline;
+text-decoration-thickness:2px;text-underline-offset:3px}
 .tok.patched,.tok.query{outline:2px solid var(--chosen);border-color:transparent}
 .tok small{font-family:system-ui,"Liberation Sans",sans-serif;display:block;line-height:1.2;text-align:center}
 .tok.patched small{color:var(--chosen);font-weight:600}
@@ -85,7 +89,8 @@ figcaption{color:var(--soft);font-size:13.5px;max-width:46em}
 .yes{color:var(--good);font-weight:600}
 .no{color:var(--chosen);font-weight:600}
 dl{margin:8px 0}
-dl>div{display:grid;grid-template-columns:minmax(7em,11em) minmax(0,1fr);gap:4px 14px;padding:4px 0;border-bottom:1px solid var(--grid)}
+dl>div{display:grid;grid-template-columns:minmax(7em,11em) minmax(0,1fr);gap:4px 14px;
+padding:4px 0;border-bottom:1px solid var(--grid)}
 dl>div:last-child{border-bottom:0}
 dt{color:var(--soft)}
 dd{margin:0}

@@ -73,8 +73,8 @@ def heat_cell(value: float | None, sign: bool = False, mark: str = "") -> Cell:
 class Table:
     """A table with a caption, in a box of its own that scrolls sideways when the screen is narrow.
 
-    Titles are text, not HTML. `groups` is an optional row of (title, columns spanned) above the column titles;
-    `total` a last row set apart; `row_marks` a style class per row.
+    Titles are text, not HTML. `groups` is an optional row of (title, columns spanned) above the column
+    titles; `total` a last row set apart; `row_marks` a style class per row.
     """
 
     caption: str
@@ -97,7 +97,9 @@ class Table:
         body = "".join(_row(row, mark) for row, mark in zip(self.rows, marks, strict=True))
         foot = f"<tfoot>{_row(self.total)}</tfoot>" if self.total else ""
         caption = f"<caption><span>{escape(self.caption)}</span></caption>"
-        return scroll(f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody>{foot}</table>", "table")
+        return scroll(
+            f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody>{foot}</table>", "table", "scroll t"
+        )
 
 
 def _group(title: str, span: int) -> str:

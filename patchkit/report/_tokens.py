@@ -116,9 +116,8 @@ def attention_block(group: AttentionGroup) -> str:
             _weighted(token, weight, place == group.query)
             for place, (token, weight) in enumerate(zip(group.tokens, weights, strict=True))
         )
-        rows.append(
-            f'<div class="prompt"><span class="who"><code>{escape(head)}</code></span><span class="toks">{chips}</span></div>'
-        )
+        who = f'<span class="who"><code>{escape(head)}</code></span>'
+        rows.append(f'<div class="prompt">{who}<span class="toks">{chips}</span></div>')
     return f'<div class="card">{"".join(rows)}</div>'
 
 

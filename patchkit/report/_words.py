@@ -74,7 +74,8 @@ def state(manifest: Manifest | None) -> str:
     if manifest is None or manifest.status in ("done", "running"):
         return ""
     reason = f": {manifest.error}" if manifest.error else ""
-    return f"The run was {manifest.status}{reason}. What is shown is what it had reached."
+    ended = "was interrupted" if manifest.status == "interrupted" else "failed"
+    return f"The run {ended}{reason}. Shown is what it had reached."
 
 
 def conventions(result: MaskResult, manifest: Manifest | None) -> list[tuple[str, str]]:

@@ -22,7 +22,8 @@ from patchkit.results.study import VariableBindingStudy
 REPORT = "report.html"
 PICTURES = ("mask.png", "path.png", "attention.png")
 
-# Nothing may be loaded or run: a page that a person forwards must not call anywhere, whatever text it was made from.
+# Nothing may be loaded or run: a page that a person forwards must not call anywhere, whatever text it was
+# made from.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _SECTION = re.compile(r'<section id="([^"]+)" data-short="([^"]+)"')
@@ -51,10 +52,10 @@ def write_report(directory: Path | str) -> Path:
 def write_mask_report(directory: Path | str) -> Path:
     """Writes report.html, mask.png, path.png and attention.png from the files of a mask run; returns report.html's path.
 
-    Reads mask.json and mask.safetensors, and study.json and manifest.json where they are. A picture there is nothing
-    for (no sparsity path, no attention) is not written, and one left by an earlier report is removed. Everything is
-    read and drawn before the first file is written, each by rename. Raises InputError for missing, malformed or
-    mismatched files and RunError when writing fails.
+    Reads mask.json and mask.safetensors, and study.json and manifest.json where they are. A picture there is
+    nothing for (no sparsity path, no attention) is not written, and one left by an earlier report is
+    removed. Everything is read and drawn before the first file is written, each by rename. Raises InputError
+    for missing, malformed or mismatched files and RunError when writing fails.
     """
     directory = Path(directory)
     result = MaskResult.load(directory)
@@ -83,7 +84,8 @@ def mask_page(
 ) -> str:
     """The page as HTML, from the result objects alone; `place` is how the run's directory is called in commands.
 
-    Without a study the sections that need one are left out. Raises InputError when the parts do not fit together.
+    Without a study the sections that need one are left out. Raises InputError when the parts do not fit
+    together.
     """
     check(result)
     if study is not None:

@@ -1,7 +1,7 @@
 """Pictures of a mask result as matplotlib figures: `to_png` and `to_svg` turn them into files and page elements.
 
-Every function takes a result object and returns a new `Figure`; nothing global is touched. Accuracies are drawn in per
-cent of held-out triples.
+Every function takes a result object and returns a new `Figure`; nothing global is touched. Accuracies are
+drawn in per cent of held-out triples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from patchkit.errors import InputError
 from patchkit.report._canvas import figure_of, label, quiet_axes, style, to_png, to_svg
 from patchkit.report._heat import mask_figure
 from patchkit.report._palette import LIGHT, series
-from patchkit.report._tokens import AttentionGroup, attention_groups, shown_token
+from patchkit.report._tokens import SMALLEST_SHOWN, AttentionGroup, attention_groups, shown_token
 from patchkit.results.mask import LambdaPoint, MaskResult
 from patchkit.results.study import AttentionExample
 
@@ -38,10 +38,10 @@ __all__ = [
 def path_figure(result: MaskResult) -> Figure:
     """Two panels: size of the mask against lambda, and held-out accuracy against size."""
     points = _points(result)
-    figure = figure_of(10.4, 3.4 + 0.2 * (len(result.desiderata) + 2))
+    figure = figure_of(10.4, 3.6 + 0.2 * -(-(len(result.desiderata) + 2) // 4))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _size_panel(left, result, points)
-    _accuracy_panel(right, result, points)
+    _accuracy_panel(right, result, points, legend_columns=4)
     return figure
 
 
@@ -114,7 +114,8 @@ def history_figure(result: MaskResult, keys: Sequence[str] | None = None) -> Fig
         raise InputError("the mask has no training history to draw: mask.json field history is empty.")
     steps = [entry.get("step", float(place)) for place, entry in enumerate(result.history)]
     rising = all(one < two for one, two in zip(steps, steps[1:], strict=False))
-    # A lambda path starts its count again at every point: then the order of the records is the only common axis.
+    # A lambda path starts its count again at every point: then the order of the records is the only common
+    # axis.
     axis = steps if rising else [float(place) for place in range(len(steps))]
     figure = figure_of(3.5 * len(wanted), 2.4)
     for axes, key in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
@@ -135,7 +136,7 @@ def history_figure(result: MaskResult, keys: Sequence[str] | None = None) -> Fig
 
 @style()
 def attention_figure(examples: Sequence[AttentionExample]) -> Figure:
-    """Attention of each head from the marked token, one block of rows per prompt; darker is more."""
+    """Attention of each head from the marked token, one block of rows per prompt; darker is more, in per cent."""
     groups = attention_groups(examples)
     if not groups:
         raise InputError("there are no attention examples to draw: study.json field attention is empty.")
@@ -151,6 +152,11 @@ def attention_figure(examples: Sequence[AttentionExample]) -> Figure:
 def _attention_panel(axes: Axes, group: AttentionGroup) -> None:
     rows = [weights for _, weights in group.heads]
     axes.imshow(rows, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    for y, weights in enumerate(rows):
+        for x, weight in enumerate(weights):
+            if weight >= SMALLEST_SHOWN:
+                color = LIGHT["panel"] if weight > 0.5 else LIGHT["ink"]
+                axes.text(x, y, f"{100 * weight:.0f}", ha="center", va="center", size=7.0, color=color)
     axes.set_yticks(range(len(rows)), [label(head, 16) for head, _ in group.heads])
     axes.set_xticks(range(len(group.tokens)), [label(shown_token(token), 12) for token in group.tokens])
     axes.tick_params(axis="x", rotation=90)
@@ -169,7 +175,14 @@ def _points(result: MaskResult) -> list[LambdaPoint]:
 
 def _size_panel(axes: Axes, result: MaskResult, points: Sequence[LambdaPoint]) -> None:
     lams = [point.lam for point in points]
-    axes.plot(lams, [point.size for point in points], "o-", color=LIGHT["s0"], label="chosen (rounded)")
+    axes.plot(
+        lams,
+        [point.size for point in points],
+        "o-",
+        color=LIGHT["s0"],
+        clip_on=False,
+        label="chosen (rounded)",
+    )
     axes.plot(
         lams, [point.soft_size for point in points], "s--", color=LIGHT["s5"], label="soft, sum of 1 − w"
     )
@@ -189,7 +202,10 @@ def _size_panel(axes: Axes, result: MaskResult, points: Sequence[LambdaPoint]) -
     quiet_axes(axes)
 
 
-def _accuracy_panel(axes: Axes, result: MaskResult, points: Sequence[LambdaPoint]) -> None:
+def _accuracy_panel(
+    axes: Axes, result: MaskResult, points: Sequence[LambdaPoint], legend_columns: int = 1
+) -> None:
+    points = sorted(points, key=lambda point: (point.size, -point.lam))
     for place, scores in enumerate(result.desiderata):
         role, marker = series(place)
         kept = [(point.size, 100 * point.test[scores.name]) for point in points if scores.name in point.test]
@@ -220,7 +236,7 @@ def _accuracy_panel(axes: Axes, result: MaskResult, points: Sequence[LambdaPoint
     axes.set_ylabel("% of held-out triples")
     quiet_axes(axes)
     axes.figure.legend(  # below the axes: lines near 100 % leave no free corner inside
-        *axes.get_legend_handles_labels(), loc="outside lower right", handlelength=2.6
+        *axes.get_legend_handles_labels(), loc="outside lower right", ncols=legend_columns, handlelength=2.6
     )
 
 
@@ -230,6 +246,7 @@ def _size_scale(axes: Axes, which: str, sizes: Sequence[float]) -> None:
     positive = [size for size in sizes if size >= 1]
     if positive and max(positive) > 30 * min(positive):
         (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=1)
+        (axes.set_xlim if which == "x" else axes.set_ylim)(0, 1.4 * max(positive))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     else:
         axis.set_major_locator(MaxNLocator(6, integer=True))

@@ -113,7 +113,7 @@ def make_result(
             desideratum("positional", "dependence", False, 0.043, 0.08, 0.06),
         ],
         joint={
-            "chosen": 0.977, "soft": 0.966, "empty": 0.004, "all": 0.004, "complement": 0.004, "random": 0.012,
+            "chosen": 0.977, "soft": 0.966, "empty": 0.004, "all": 0.004, "complement": 0.004, "random": 0.0086,
         },
         random_joint=[0.004 + 0.002 * (step % 6) for step in range(20)],
         lambda_path=path,
