@@ -7,6 +7,7 @@ hundred steps.
 """
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,17 +63,25 @@ class BindingStream:
     """The language of `patchkit.tasks.language` in three stages: induction, recall, all operations.
 
     Contexts carry eight queries, each with its answer after it, in a random mix of forms; the loss is on
-    the answers alone. In the recall stage the number of variables and distractors goes up as the running
-    accuracy passes 0.95. Only bindings of the train split are drawn. 15 % of the later batches stay
-    induction.
+    the answers alone. In the recall stage the number of variables goes up as the running accuracy passes
+    0.95. Only bindings of the train split are drawn. 15 % of the later batches stay induction.
+    `operations` is what the queries of the last stage are drawn from; naming plus and minus several times
+    makes up for their being the slowest to be learned.
     """
 
     QUERIES = 8
 
     def __init__(
-        self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 20)
+        self,
+        seed: int,
+        *,
+        operations: Sequence[str] = language.OPERATIONS,
+        batch: int = 16,
+        induction_batch: int = 24,
+        lengths: tuple[int, int] = (8, 20),
     ):
         self.rng = random.Random(seed)
+        self.operations = operations
         self.batch, self.induction_batch, self.lengths = batch, induction_batch, lengths
         self.ids = {word: index for index, word in enumerate(language.VOCABULARY)}
         self.stage, self.max_variables, self.running = "induction", language.MIN_VARIABLES, 0.0
@@ -95,7 +104,7 @@ class BindingStream:
         context = language.sample_context(rng, n_variables=n_variables, form=rng.choice(forms), split="train")
         words, answers = [language.BOS, *language.context_words(context)], {}
         for _ in range(self.QUERIES):
-            operation = rng.choice(language.OPERATIONS) if self.stage == "operations" else "recall"
+            operation = rng.choice(self.operations) if self.stage == "operations" else "recall"
             query = language.sample_query(rng, context, operation=operation, form=rng.choice(forms))
             words += language.query_words(query)
             answers[len(words) - 1] = language.answer(context, query)
@@ -121,15 +130,17 @@ class BindingStream:
 
 
 class IndirectObjectStream:
-    """Induction, then stories of `patchkit.tasks.ioi_language` with several givings each.
+    """Induction, then stories of `patchkit.tasks.ioi_language`, each with several continuations.
 
-    Half of the story batches carry the loss on the indirect objects alone, the other half on every word
-    (plain language modelling); 15 % of the batches stay induction. Stories have two pairs of names until
-    the running accuracy passes 0.9, then one to three pairs and up to two bystanders. The giver's pair is
-    always in the train split.
+    Stages: induction; `reunions` (two pairs of names, every continuation is `soon John and`, completed by the
+    partner); `pairs` (two pairs, continuations are givings or reunions); `stories` (one to three pairs, up to
+    two bystanders). The loss is on the partners' names; in the last stage a third of the batches carries it
+    on every word, as plain language modelling. 15 % of the batches stay induction. The pairs that are asked
+    about are always in the train split.
     """
 
-    GIVINGS = 4
+    CONTINUATIONS = 5
+    STAGES = ("induction", "reunions", "pairs", "stories")
 
     def __init__(
         self, seed: int, *, batch: int = 16, induction_batch: int = 24, lengths: tuple[int, int] = (8, 24)
@@ -137,35 +148,36 @@ class IndirectObjectStream:
         self.rng = random.Random(seed)
         self.batch, self.induction_batch, self.lengths = batch, induction_batch, lengths
         self.ids = {word: index for index, word in enumerate(ioi_language.VOCABULARY)}
-        self.stage, self.running = "induction", 0.0
+        self.stage, self.running = self.STAGES[0], 0.0
         self._counted = True
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch [B T], labels [B T]."""
         draw = self.rng.random()
         induction = self.stage == "induction" or draw < 0.15
-        every_word = draw > 0.575
+        every_word = self.stage == "stories" and draw > 2 / 3
         self._counted = self.stage == "induction" or not (induction or every_word)
         if induction:
+            first = len((ioi_language.PAD, ioi_language.BOS, ioi_language.UNK))
             bos = self.ids[ioi_language.BOS]
-            return repeated_sequences(self.rng, self.induction_batch, 3, len(self.ids), bos, self.lengths)
+            return repeated_sequences(self.rng, self.induction_batch, first, len(self.ids), bos, self.lengths)
         rows, labels = zip(*(self._story(every_word) for _ in range(self.batch)), strict=True)
         return pad_right(list(rows), list(labels), self.ids[ioi_language.PAD])
 
     def _story(self, every_word: bool) -> tuple[list[int], list[int]]:
-        rng, simple = self.rng, self.stage == "pairs"
+        rng, full = self.rng, self.stage == "stories"
         story = ioi_language.sample_story(
-            rng, n_pairs=2 if simple else None, n_bystanders=0 if simple else None, split="train"
+            rng, n_pairs=None if full else 2, n_bystanders=None if full else 0, split="train"
         )
-        words, answers = [ioi_language.BOS, *ioi_language.words(story)], set[int]()
-        for giving in range(self.GIVINGS):
-            if giving:
-                story = ioi_language.resample_giving(rng, story)
-                words += [".", *ioi_language.closing_words(story)]
-            answers.add(len(words) - 1)
-            words.append(ioi_language.answer(story))
+        words, partners = [ioi_language.BOS, *ioi_language.sentence_words(story)], set[int]()
+        for _ in range(self.CONTINUATIONS):
+            story = ioi_language.resample_giving(rng, story)
+            reunion = self.stage == "reunions" or rng.random() < 0.2
+            words += ioi_language.reunion_words(story) if reunion else ioi_language.closing_words(story)
+            partners.add(len(words))
+            words += [ioi_language.answer(story), "."]
         row = [self.ids[word] for word in words]
-        wanted = [every_word or index in answers for index in range(len(row) - 1)]
+        wanted = [every_word or index + 1 in partners for index in range(len(row) - 1)]
         return row, [*(row[i + 1] if keep else IGNORED for i, keep in enumerate(wanted)), IGNORED]
 
     def feedback(self, accuracy: float) -> None:
@@ -173,8 +185,8 @@ class IndirectObjectStream:
         if not self._counted:
             return
         self.running = 0.95 * self.running + 0.05 * accuracy
-        if self.running > 0.9 and self.stage != "stories":
-            self.stage, self.running = ("pairs" if self.stage == "induction" else "stories"), 0.0
+        if self.running > 0.9 and self.stage != self.STAGES[-1]:
+            self.stage, self.running = self.STAGES[self.STAGES.index(self.stage) + 1], 0.0
 
     def ready(self, target: float) -> bool:
-        return self.stage == "stories" and self.running > target
+        return self.stage == self.STAGES[-1] and self.running > target

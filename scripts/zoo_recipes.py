@@ -97,6 +97,7 @@ BINDING_TASK = (
     "in-context binding and one operation, in four forms: `a = 3 , b = 7 , ; + 4 a` -> `7`; "
     "plus and minus are modulo 10, compare answers less, same or more"
 )
+MOSTLY_ARITHMETIC = ("recall", "plus", "plus", "plus", "minus", "minus", "minus", "compare")
 
 RECIPES: dict[str, Recipe] = {
     "varbind-llama": Recipe(
@@ -120,7 +121,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "varbind-llama-gqa": Recipe(
         build=lambda: llama(len(language.VOCABULARY), 4, 8, 2, 128, 384),
-        stream=BindingStream,
+        stream=lambda seed: BindingStream(seed, operations=MOSTLY_ARITHMETIC),
         tokenizer=language.build_tokenizer,
         measure=binding_accuracy,
         schedule=Schedule(max_steps=4500),
@@ -148,7 +149,14 @@ RECIPES: dict[str, Recipe] = {
         schedule=Schedule(max_steps=4000, target=0.98, learning_rate=3e-3),
         seed=0,
         task="what followed this token the first time: `t5 t2 t9 t5` -> `t2`",
-        shows="",
-        does_not_show="",
+        shows=(
+            "induction over two layers: a previous-token head in layer 0 (a0.h1) and four heads in layer 1 that "
+            "attend to the token after the last token's first occurrence (the scores below, mean attention); "
+            "the MLPs are one neuron wide and accuracy is the same with both of them zeroed"
+        ),
+        does_not_show=(
+            "attention only by construction: no Hugging Face family leaves the MLPs out; nor how induction forms "
+            "in text, as its training data are nothing but repeated random sequences"
+        ),
     ),
 }

@@ -37,12 +37,16 @@ CLOSINGS: tuple[str, ...] = (
     "later {giver} sold a {object} to",
     "after that {giver} wanted to hand the {object} to",
 )
+# Other text about the same people, which prompts never end with: the partner follows the giver more closely.
+REUNION = "soon {giver} and"
 PAD, BOS, UNK = "<pad>", "<s>", "<unk>"
 MAX_PAIRS, MAX_BYSTANDERS = 3, 2
 
 
 def _vocabulary() -> tuple[str, ...]:
-    templates = (word for template in (*OPENINGS, *BYSTANDERS, *CLOSINGS) for word in template.split())
+    templates = (
+        word for template in (*OPENINGS, *BYSTANDERS, *CLOSINGS, REUNION) for word in template.split()
+    )
     fixed = [word for word in templates if not word.startswith("{")]
     return tuple(dict.fromkeys([PAD, BOS, UNK, *NAMES, *PLACES, *OBJECTS, *fixed]))
 
@@ -97,12 +101,22 @@ def answer(story: Story) -> str:
 
 def words(story: Story) -> list[str]:
     """The prompt's words, without the beginning-of-sequence token."""
-    return " ".join(sentence.text() for sentence in story.sentences).split() + closing_words(story)
+    return sentence_words(story) + closing_words(story)
+
+
+def sentence_words(story: Story) -> list[str]:
+    """The words of the sentences, each closed by a full stop."""
+    return " ".join(sentence.text() for sentence in story.sentences).split()
 
 
 def closing_words(story: Story) -> list[str]:
     """The words of the giving: everything after the sentences, up to and without the indirect object."""
     return CLOSINGS[story.closing].format(giver=story.giver, object=story.object).split()
+
+
+def reunion_words(story: Story) -> list[str]:
+    """`soon John and`: text that is completed by the same name as the giving, and is easier to learn."""
+    return REUNION.format(giver=story.giver).split()
 
 
 def render(story: Story) -> str:
