@@ -60,5 +60,16 @@ def description(card: ModelCard, directory: Path | None) -> Table:
     return grid
 
 
+def summary(card: ModelCard) -> dict[str, str]:
+    """The card in a few labelled lines, for a report."""
+    trained = f"seed {card.seed}, {card.train_steps} steps" if card.seed is not None else "built in code"
+    return {
+        "model": f"{card.name} ({card.architecture})",
+        "size": f"{card.layers} layers x {card.heads} heads, {card.parameters / 1e6:.2f} M parameters",
+        "trained": trained,
+        "held-out accuracy": f"{card.worst_accuracy:.1%} in its worst cell of form x operation",
+    }
+
+
 def _or_dash(value: object) -> str:
     return "-" if value is None else str(value)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from patchkit.errors import InputError
 from patchkit.methods._mask_train import PathPoint, PathResult
 from patchkit.results.formats import load_tensors, read_model, save_tensors, write_model
 
@@ -20,23 +23,44 @@ class _Point(BaseModel):
 
 class _Path(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    run: str
     points: list[_Point]
     history: list[dict[str, float]]
     stopped: str
 
 
 class Checkpoint:
-    """Paths by name in a directory; a path is there whole or not at all. With no directory nothing is kept."""
+    """Paths by name in a directory; a path is there whole or not at all. With no directory nothing is kept.
 
-    def __init__(self, directory: Path | None) -> None:
+    Args:
+        run: everything that a path depends on, as text. A path of another run is refused, never taken for one's own.
+    """
+
+    def __init__(self, directory: Path | None, run: str) -> None:
         self.directory = directory
+        self._run = hashlib.sha256(run.encode()).hexdigest()[:32]
 
     def load(self, name: str) -> PathResult | None:
-        """The path of this name, if it was finished before."""
-        if self.directory is None or not (self.directory / f"{name}.json").is_file():
+        """The path of this name, if it was finished before.
+
+        Raises:
+            InputError: the file is of another run (another model, other triples or options), or it is damaged.
+        """
+        file = self._file(name)
+        if file is None or not file.is_file():
             return None
-        record = read_model(self.directory / f"{name}.json", _Path)
-        values = load_tensors(self.directory / f"{name}.safetensors")["values"]
+        record = read_model(file, _Path)
+        if record.run != self._run:
+            raise InputError(
+                f"{file}: the checkpoint of another run (another model, other triples or other options); give the same "
+                "ones to go on, or another directory to begin"
+            )
+        values = load_tensors(file.with_suffix(".safetensors")).get("values")
+        if values is None or len(values) != len(record.points):
+            raise InputError(
+                f"{file.with_suffix('.safetensors')}: does not hold the {len(record.points)} masks of {file.name}; "
+                "delete both, and this path is trained again"
+            )
         points = [
             PathPoint(point.lam, values[i].clone(), point.validation, point.steps)
             for i, point in enumerate(record.points)
@@ -45,13 +69,13 @@ class Checkpoint:
 
     def save(self, name: str, path: PathResult) -> None:
         """Keeps a finished path; the JSON is written last, and without it the path counts as not there."""
-        if self.directory is None:
+        file = self._file(name)
+        if file is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        save_tensors(
-            self.directory / f"{name}.safetensors", {"values": torch.stack([p.values for p in path.points])}
-        )
+        save_tensors(file.with_suffix(".safetensors"), {"values": torch.stack([p.values for p in path.points])})
         points = [_Point(lam=p.lam, validation=p.validation, steps=p.steps) for p in path.points]
-        write_model(
-            self.directory / f"{name}.json", _Path(points=points, history=path.history, stopped=path.stopped)
-        )
+        write_model(file, _Path(run=self._run, points=points, history=path.history, stopped=path.stopped))
+
+    def _file(self, name: str) -> Path | None:
+        # Names of desiderata are the user's: a slash in one must not lead to another directory.
+        return None if self.directory is None else self.directory / f"{quote(name, safe=' ').replace('.', '%2E')}.json"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -34,10 +34,8 @@ def row_losses(loss: Loss, logits: Float[Tensor, "row vocab"], chunk: Chunk) -> 
     """
     if loss == "cross-entropy":
         return functional.cross_entropy(logits, chunk.target, reduction="none")
-    if loss == "published":
-        moved = difference(logits, chunk.target, chunk.rival) - chunk.base_difference
-        return torch.where(chunk.invariant, moved.square(), -GAIN * moved)
-    raise InputError(f"loss '{loss}' is not known; expected published or cross-entropy")
+    moved = difference(logits, chunk.target, chunk.rival) - chunk.base_difference
+    return torch.where(chunk.invariant, moved.square(), -GAIN * moved)
 
 
 class DirectMask:
@@ -86,8 +84,7 @@ class HardConcreteMask:
     """
 
     def __init__(self, start: Float[Tensor, " n"], lam: float, seed: int) -> None:
-        if not 0 < lam < 1:
-            raise InputError(f"hard-concrete takes a target fraction between 0 and 1 as lambda, found {lam}")
+        check_fraction(lam)
         # A start of w patches with probability about 1 - w; the ends would have no gradient.
         self.alpha = torch.logit((1 - start).clamp(0.05, 0.95)).clone().requires_grad_(True)
         self.multipliers = torch.zeros(2, requires_grad=True)
@@ -121,6 +118,12 @@ class HardConcreteMask:
         return 1 - gate
 
 
+def check_fraction(lam: float) -> None:
+    """Raises InputError unless a hard-concrete mask can aim at this: more than no component and fewer than all."""
+    if not 0 < lam < 1:
+        raise InputError(f"hard-concrete takes a target fraction between 0 and 1 as lambda, found {lam:g}")
+
+
 @dataclass(frozen=True)
 class Objective:
     """How a mask is trained: its loss, its price, and the price's weights from light to heavy."""
@@ -128,13 +131,16 @@ class Objective:
     loss: Loss = "cross-entropy"
     sparsity: Sparsity = "l0.5"
 
+    def __post_init__(self) -> None:
+        for what, value, known in (("loss", self.loss, Loss), ("sparsity", self.sparsity, Sparsity)):
+            if value not in get_args(known):
+                raise InputError(f"{what} '{value}' is not known; expected one of: {', '.join(get_args(known))}")
+
     def make(self, start: Float[Tensor, " n"], lam: float, seed: int) -> DirectMask | HardConcreteMask:
         """Trainable mask at one lambda, from a starting point."""
         if self.sparsity == "hard-concrete":
             return HardConcreteMask(start, lam, seed)
-        if self.sparsity in ("l0.5", "l1"):
-            return DirectMask(start, self.sparsity, lam)
-        raise InputError(f"sparsity '{self.sparsity}' is not known; expected l0.5, l1 or hard-concrete")
+        return DirectMask(start, self.sparsity, lam)
 
     @property
     def alternates_steps(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from patchkit.errors import InputError
 from patchkit.methods._mask_evaluate import evaluate_mask, joint_score, rounded
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import DirectMask, HardConcreteMask, Objective, row_losses
@@ -26,7 +28,8 @@ class Schedule:
         steps_after: at each later one.
         lr: Adam's.
         check_every: steps between looks at the validation score.
-        patience: looks without a change of the rounded set after which a lambda is done.
+        patience: looks without a change of the rounded set after which a lambda is done; 0: take every step.
+        warm: start each lambda from the mask before it; False starts each one afresh, as published.
     """
 
     lambdas: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
@@ -35,6 +38,22 @@ class Schedule:
     lr: float = 0.02
     check_every: int = 10
     patience: int = 4
+    warm: bool = True
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole path, if no lambda is done early."""
+        return self.steps + (self.steps_after if self.warm else self.steps) * (len(self.lambdas) - 1)
+
+    def __post_init__(self) -> None:
+        if not self.lambdas or not all(math.isfinite(lam) and lam >= 0 for lam in self.lambdas):
+            raise InputError(f"lambdas is {list(self.lambdas)}; expected at least one number, none of them negative")
+        counts = {name: getattr(self, name) for name in ("steps", "steps_after", "check_every", "patience")}
+        for name, count in counts.items():
+            if count < 1:
+                raise InputError(f"{name} is {count}; expected at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"lr is {self.lr}; expected a positive learning rate")
 
 
 @dataclass(frozen=True)
@@ -97,10 +116,10 @@ def train_path(
     if seed:
         start = start - 0.1 * torch.rand(layout.size, generator=generator)
     result = PathResult()
-    total = schedule.steps + schedule.steps_after * (len(schedule.lambdas) - 1)
+    total = schedule.total_steps
     done = 0
     for place, lam in enumerate(schedule.lambdas):
-        steps = schedule.steps if place == 0 else schedule.steps_after
+        steps = schedule.steps if place == 0 or not schedule.warm else schedule.steps_after
         mask = objective.make(start, lam, seed)
         values, taken, bad = _train_one(
             model, layout, training, weights, validation, mask, objective, schedule, steps, result, lam
@@ -111,10 +130,15 @@ def train_path(
         if bad is not None:
             result.diverged, result.stopped = True, bad
             return result
-        start = values
+        if schedule.warm:
+            start = values
         done += steps
         if report is not None:
             report(done, total)
+        if schedule.warm and not result.points[-1].chosen and place + 1 < len(schedule.lambdas):
+            # A heavier price cannot bring components back: the rest of the path is empty too.
+            result.stopped = f"nothing is patched any more at lambda {lam:g}; heavier ones were not tried"
+            return result
     result.stopped = f"every lambda of the path was tried ({len(schedule.lambdas)})"
     return result
 
@@ -158,10 +182,8 @@ def _train_one(
                 prepared.kinds
             )
             loss = _backward(model, layout, prepared, weight, mask, objective, charged)
-            if (
-                not all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in mask.parameters)
-                or loss != loss
-            ):
+            finite = all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in mask.parameters)
+            if not finite or not math.isfinite(loss):
                 where = f"loss is not finite at lambda {lam:g}, step {step}, on {', '.join(prepared.names)}"
                 return good, step - 1, f"{where}; the mask of step {step - 1} is kept"
             mask.after_backward()
@@ -181,7 +203,7 @@ def _train_one(
             )
             unchanged = unchanged + 1 if now == before else 0
             before = now
-            if unchanged >= schedule.patience and step < steps:
+            if schedule.patience and unchanged >= schedule.patience and step < steps:
                 scores = evaluate_mask(model, layout, validation, layout.keep_all_but(now))
                 soft = evaluate_mask(model, layout, validation, good)
                 # Settled: rounding no longer matters and the set has stopped changing.

@@ -9,7 +9,7 @@ target: the alternate's where the component's content should decide (dependence)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from patchkit.data import Triple
@@ -18,7 +18,7 @@ from patchkit.methods._mask_baselines import Scorer
 from patchkit.methods._mask_checkpoint import Checkpoint
 from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_objective import Objective
+from patchkit.methods._mask_objective import Objective, check_fraction
 from patchkit.methods._mask_prepare import Prepared, prepare
 from patchkit.methods._mask_train import PathPoint, PathResult, Schedule, train_path
 from patchkit.methods._mask_triples import make_splits
@@ -52,13 +52,24 @@ class MaskOptions:
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
     seeds: tuple[int, ...] = (0, 1, 2)
-    slack: float = 0.01
+    slack: float = 0.005
     own_masks: bool = True
     random_sets: int = 20
     carried_limit: int = 64
     validation_fraction: float = 0.25
     reuse: bool = True
     max_batch_tokens: int = MAX_BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds is {list(self.seeds)}; expected at least one training seed, each once")
+        if self.random_sets < 1:
+            raise InputError(f"random_sets is {self.random_sets}; nothing is claimed without a baseline: at least 1")
+        if not self.slack >= 0:
+            raise InputError(f"slack is {self.slack}; expected an accuracy to give up, 0 or more")
+        if self.objective.sparsity == "hard-concrete":
+            for fraction in self.schedule.lambdas:
+                check_fraction(fraction)
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,6 @@ def learn_mask(
         RunError: the loss was not finite before there was any mask.
     """
     options = options or MaskOptions()
-    if not options.seeds:
-        raise InputError("seeds is empty; expected at least one training seed")
     layout = Layout.build(options.components, model.dims)
     splits = make_splits(
         model,
@@ -109,33 +118,20 @@ def learn_mask(
         max_batch_tokens=options.max_batch_tokens,
     )
     say = progress or (lambda stage, done, total: None)
-    stages = 3
-    ready: list[Prepared] = []
-    for place, part in enumerate((splits.train, splits.validation, splits.test)):
-        say("caching activations", place, stages)
-        ready.append(
-            prepare(
-                model,
-                layout,
-                part,
-                position=options.position,
-                reuse=options.reuse,
-                max_batch_tokens=options.max_batch_tokens,
-            )
-        )
-    say("caching activations", stages, stages)
-    _, validation, test = ready
-    trainer = _Trainer(
-        model,
-        layout,
-        options,
-        splits.train,
-        splits.validation,
-        ready[0],
-        validation,
-        Checkpoint(checkpoint),
-        say,
+    together = (
+        [{name: members} for name, members in splits.train.items()]
+        if options.objective.alternates_steps
+        else [splits.train]
     )
+    parts = [*together, splits.validation, splits.test]
+    ready: list[Prepared] = []
+    for place, part in enumerate(parts):
+        say("caching activations", place, len(parts))
+        ready.append(_prepare(model, layout, part, options))
+    say("caching activations", len(parts), len(parts))
+    *training, validation, test = ready
+    kept_paths = Checkpoint(checkpoint, _what_paths_depend_on(model, triples, options))
+    trainer = _Trainer(model, layout, options, splits.train, splits.validation, training, validation, kept_paths, say)
     runs = [(seed, trainer.path(seed)) for seed in options.seeds]
     chosen = [trainer.choose(path) for _, path in runs]
     best = max(range(len(runs)), key=lambda i: (round(chosen[i].validation, 2), -len(chosen[i].kept), -i))
@@ -144,9 +140,10 @@ def learn_mask(
     scorer = Scorer(model, layout, test, trained, options.random_sets, say)
     point, kept = chosen[best].point, chosen[best].kept
     desiderata = scorer.desiderata(
-        kept, point.values, splits, _train_scores(model, layout, ready[0], kept), descriptions or {}
+        kept, point.values, splits, _train_scores(model, layout, training, kept), descriptions or {}
     )
-    diverged = [path.stopped for _, path in runs if path.diverged]
+    diverged = [f"seed {seed}: {path.stopped}" for seed, path in runs if path.diverged]
+    diverged += [f"alone {name}: {path.stopped}" for name, path, _ in own if path.diverged]
     seeds = [_seed_run(scorer, seed, pick) for (seed, _), pick in zip(runs, chosen, strict=True)]
     return MaskResult(
         model=model.name,
@@ -165,7 +162,7 @@ def learn_mask(
         jaccard=[[jaccard(a.chosen, b.chosen) for b in seeds] for a in seeds],
         own_masks=[
             OwnMask(trained_on=name, chosen=scorer.names(pick.kept), test=scorer.score(pick.kept))
-            for name, pick in own
+            for name, _, pick in own
         ],
         carried=scorer.carried(kept[: options.carried_limit], kept),
         history=runs[best][1].history,
@@ -176,8 +173,41 @@ def learn_mask(
     )
 
 
-def _train_scores(model: PatchModel, layout: Layout, train: Prepared, kept: list[int]) -> dict[str, float]:
-    return evaluate_mask(model, layout, train, layout.keep_all_but(kept))
+def _what_paths_depend_on(model: PatchModel, triples: Sequence[Triple], options: MaskOptions) -> str:
+    """What decides the outcome of training, as text; seeds may be added to a run, so only the first one counts."""
+    how = (
+        options.components,
+        options.position,
+        options.train_on,
+        options.objective,
+        options.schedule,
+        options.validation_fraction,
+        options.seeds[0],
+    )
+    data = [replace(triple, meta={}, where="") for triple in triples]
+    return repr((model.name, model.revision, model.fingerprint(), how, data))
+
+
+def _prepare(
+    model: PatchModel, layout: Layout, triples: dict[str, list[Triple]], options: MaskOptions
+) -> Prepared:
+    return prepare(
+        model,
+        layout,
+        triples,
+        position=options.position,
+        reuse=options.reuse,
+        max_batch_tokens=options.max_batch_tokens,
+    )
+
+
+def _train_scores(
+    model: PatchModel, layout: Layout, training: Sequence[Prepared], kept: list[int]
+) -> dict[str, float]:
+    keep = layout.keep_all_but(kept)
+    return {
+        name: score for part in training for name, score in evaluate_mask(model, layout, part, keep).items()
+    }
 
 
 def _lambda_point(scorer: Scorer, point: PathPoint, trained: Sequence[str]) -> LambdaPoint:
@@ -216,20 +246,10 @@ class _Trainer:
     options: MaskOptions
     train: dict[str, list[Triple]]
     held: dict[str, list[Triple]]
-    train_ready: Prepared
+    training: list[Prepared]
     validation: Prepared
     checkpoint: Checkpoint
     say: Progress
-
-    def _prepare(self, triples: dict[str, list[Triple]]) -> Prepared:
-        return prepare(
-            self.model,
-            self.layout,
-            triples,
-            position=self.options.position,
-            reuse=self.options.reuse,
-            max_batch_tokens=self.options.max_batch_tokens,
-        )
 
     def _run(self, name: str, training: list[Prepared], validation: Prepared, seed: int) -> PathResult:
         found = self.checkpoint.load(name)
@@ -255,19 +275,17 @@ class _Trainer:
 
     def path(self, seed: int) -> PathResult:
         """The path on all desiderata jointly."""
-        if self.options.objective.alternates_steps and len(self.train) > 1:
-            training = [self._prepare({name: members}) for name, members in self.train.items()]
-        else:
-            training = [self.train_ready]
-        return self._run(f"seed {seed}", training, self.validation, seed)
+        return self._run(f"seed {seed}", self.training, self.validation, seed)
 
-    def own_masks(self) -> list[tuple[str, _Chosen]]:
-        """A mask for each desideratum alone."""
+    def own_masks(self) -> list[tuple[str, PathResult, _Chosen]]:
+        """A mask for each desideratum alone, with the path that led to it."""
         found = []
+        ready = {part.names: part for part in self.training}
         for name, members in self.train.items():
-            alone = self._prepare({name: self.held[name]})
-            path = self._run(f"alone {name}", [self._prepare({name: members})], alone, self.options.seeds[0])
-            found.append((name, self._choose(path, alone)))
+            own = ready.get((name,)) or _prepare(self.model, self.layout, {name: members}, self.options)
+            alone = _prepare(self.model, self.layout, {name: self.held[name]}, self.options)
+            path = self._run(f"alone {name}", [own], alone, self.options.seeds[0])
+            found.append((name, path, self._choose(path, alone)))
         return found
 
     def choose(self, path: PathResult) -> _Chosen:

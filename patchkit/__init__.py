@@ -1,0 +1,76 @@
+"""patchkit: which parts of a language model cause this behaviour?
+
+Interventions on Hugging Face models, written once as nnsight traces. The public names are loaded when they are first
+used, so that `patchkit --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchkit.data import Batch as Batch
+    from patchkit.data import Pair as Pair
+    from patchkit.data import Triple as Triple
+    from patchkit.data import read_desiderata as read_desiderata
+    from patchkit.data import read_pairs as read_pairs
+    from patchkit.data import write_desiderata as write_desiderata
+    from patchkit.data import write_pairs as write_pairs
+    from patchkit.errors import InputError as InputError
+    from patchkit.errors import PatchkitError as PatchkitError
+    from patchkit.errors import RunError as RunError
+    from patchkit.methods import MaskOptions as MaskOptions
+    from patchkit.methods import Objective as Objective
+    from patchkit.methods import Schedule as Schedule
+    from patchkit.methods import answers_with as answers_with
+    from patchkit.methods import learn_mask as learn_mask
+    from patchkit.model import Architecture as Architecture
+    from patchkit.model import PatchModel as PatchModel
+    from patchkit.model import Site as Site
+    from patchkit.model import register_architecture as register_architecture
+    from patchkit.report import write_report as write_report
+    from patchkit.results.mask import MaskResult as MaskResult
+    from patchkit.studies import StudyOptions as StudyOptions
+    from patchkit.studies import run_study as run_study
+    from patchkit.tracing import Blend as Blend
+    from patchkit.tracing import Patch as Patch
+    from patchkit.tracing import attention_from as attention_from
+    from patchkit.tracing import blended_logits as blended_logits
+    from patchkit.tracing import capture as capture
+    from patchkit.tracing import capture_gradients as capture_gradients
+    from patchkit.tracing import compute_prefix as compute_prefix
+    from patchkit.tracing import run_patched as run_patched
+    from patchkit.zoo.load import load as load
+
+_HOME = {
+    "patchkit.data": (
+        "Batch", "Pair", "Triple", "read_desiderata", "read_pairs", "write_desiderata", "write_pairs",
+    ),
+    "patchkit.errors": ("InputError", "PatchkitError", "RunError"),
+    "patchkit.methods": ("MaskOptions", "Objective", "Schedule", "answers_with", "learn_mask"),
+    "patchkit.model": ("Architecture", "PatchModel", "Site", "register_architecture"),
+    "patchkit.report": ("write_report",),
+    "patchkit.results.mask": ("MaskResult",),
+    "patchkit.studies": ("StudyOptions", "run_study"),
+    "patchkit.tracing": (
+        "Blend", "Patch", "attention_from", "blended_logits", "capture", "capture_gradients", "compute_prefix",
+        "run_patched",
+    ),
+    "patchkit.zoo.load": ("load",),
+}  # fmt: skip
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'patchkit' has no attribute '{name}'")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

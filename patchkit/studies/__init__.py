@@ -1,0 +1,4 @@
+"""Whole experiments that a user runs by name."""
+
+from patchkit.studies.variable_binding import StudyOptions as StudyOptions
+from patchkit.studies.variable_binding import run_study as run_study

@@ -1,0 +1,73 @@
+"""What the chosen heads look at from the last token: examples for the eye, and means over many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from patchkit.data import Batch, Triple, positions
+from patchkit.model import PatchModel, parse_node
+from patchkit.results.study import AttentionExample
+from patchkit.tracing import attention_from
+
+#: Named spans of a triple that the summary tells apart; what is left is `<s>` and the rest.
+_SPANS = {"value": "its value", "name": "its name", "operation": "operation", "query": "itself"}
+
+
+def _heads(model: PatchModel, chosen: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The heads among chosen components: name -> (layer, head)."""
+    parsed = {name: parse_node(name, model.dims) for name in chosen if name.startswith("a")}
+    return {name: (site.layer, index) for name, (site, index) in parsed.items()}
+
+
+def _from_last(
+    model: PatchModel, heads: dict[str, tuple[int, int]], triples: Sequence[Triple]
+) -> tuple[dict[int, Float[Tensor, "prompt head width"]], Batch]:
+    batch = Batch.from_ids([triple.original_ids for triple in triples], pad_id=model.pad_id)
+    layers = sorted({layer for layer, _ in heads.values()})
+    return attention_from(model, batch, layers, positions(batch, -1)), batch
+
+
+def attention_examples(
+    model: PatchModel, chosen: Sequence[str], triples: Sequence[Triple]
+) -> list[AttentionExample]:
+    """Attention from the last token of every prompt, one entry a prompt and chosen head."""
+    heads = _heads(model, chosen)
+    if not heads or not triples or model.tokenizer is None:
+        return []
+    patterns, batch = _from_last(model, heads, triples)
+    examples = []
+    for row, triple in enumerate(triples):
+        start = int(batch.offset[row])
+        tokens: list[str] = model.tokenizer.convert_ids_to_tokens(list(triple.original_ids))  # pyright: ignore
+        for name, (layer, head) in heads.items():
+            weights = patterns[layer][row, head, start:].tolist()
+            examples.append(AttentionExample(head=name, tokens=tokens, query=len(tokens) - 1, weights=weights))
+    return examples
+
+
+def attention_summary(
+    model: PatchModel, chosen: Sequence[str], triples: Sequence[Triple]
+) -> dict[str, dict[str, float]]:
+    """head -> mean attention from the last token to each named part of the prompt; each head's numbers sum to 1."""
+    heads = _heads(model, chosen)
+    if not heads or not triples:
+        return {}
+    patterns, batch = _from_last(model, heads, triples)
+    summary: dict[str, dict[str, float]] = {}
+    for name, (layer, head) in heads.items():
+        sums = {label: 0.0 for label in (*_SPANS.values(), "first token", "the rest")}
+        for row, triple in enumerate(triples):
+            weights = patterns[layer][row, head, int(batch.offset[row]) :]
+            left = float(weights.sum())
+            for span, label in _SPANS.items():
+                start, end = triple.spans[span]
+                share = float(weights[start:end].sum())
+                sums[label] += share
+                left -= share
+            sums["first token"] += float(weights[0])
+            sums["the rest"] += left - float(weights[0])
+        summary[name] = {label: value / len(triples) for label, value in sums.items()}
+    return summary
