@@ -31,21 +31,41 @@ from transformers import (
 
 VOCAB = 37
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "max_position_embeddings": 64}
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 64,
+}
 _GQA = _SIZES | _IDS | {"num_attention_heads": 4, "num_key_value_heads": 2}
 _NEOX = _SIZES | _IDS | {"num_attention_heads": 4}
 
 #: name -> a fresh, seeded, untrained model. Names carry what is special about the case.
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-gqa": lambda: LlamaForCausalLM(LlamaConfig(**_GQA)),
-    "llama-mha-wide-head": lambda: LlamaForCausalLM(LlamaConfig(**_SIZES, **_IDS, num_attention_heads=4, head_dim=12)),
+    "llama-mha-wide-head": lambda: LlamaForCausalLM(
+        LlamaConfig(**_SIZES, **_IDS, num_attention_heads=4, head_dim=12)
+    ),
     "mistral-window": lambda: MistralForCausalLM(MistralConfig(**_GQA, sliding_window=4)),
     "qwen2-biases": lambda: Qwen2ForCausalLM(Qwen2Config(**_GQA)),
+    "qwen2-window-above-layer-0": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**_GQA, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    ),
     "qwen3-qk-norm": lambda: Qwen3ForCausalLM(Qwen3Config(**_GQA, head_dim=8)),
     "gemma2-post-norms-softcap": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**_GQA, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+        Gemma2Config(
+            **_GQA, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+        )
     ),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_GQA, head_dim=8, sliding_window=4)),
+    "gemma3-two-thetas": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **_GQA,
+            head_dim=8,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+    ),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, **_IDS)
     ),

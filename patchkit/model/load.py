@@ -141,7 +141,7 @@ def _from_module(
     if attn_implementation is not None and attn_implementation != current:
         raise InputError(
             f"{kind} uses attention implementation '{current}' and is not modified; load it with "
-            f"attn_implementation='{attn_implementation}' or call its set_attn_implementation('{attn_implementation}') first"
+            f"attn_implementation='{attn_implementation}' or call its set_attn_implementation first"
         )
     return _wrap(module, lm, name or kind, tokenizer, borrowed=True)
 

@@ -102,7 +102,8 @@ class PatchModel:
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O of a layer, per head: a view of the model's weight.
 
-        attn_out before any post-norm = sum_h z_h @ W_O[h] + b_O. Of a layer that accelerate has offloaded, the stored copy is read.
+        attn_out before any post-norm = sum_h z_h @ W_O[h] + b_O. Of an offloaded layer the stored copy
+        is read.
         """
         module = attrgetter(self.arch.out_proj)(self.block_module(layer))
         weight = _present(module, "weight")

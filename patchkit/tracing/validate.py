@@ -88,7 +88,10 @@ def _check_shapes(model: PatchModel, run: Captured, batch: Batch) -> None:
         if tuple(value.shape) != expected:
             raise InputError(f"{model.name}: site {site} has shape {tuple(value.shape)}, expected {expected}")
     if not bool(torch.isfinite(run.logits).all()):
-        raise InputError(f"{model.name} gives NaN or infinite logits on a tiny input; try another dtype")
+        raise InputError(
+            f"{model.name} gives NaN or infinite logits on a tiny left-padded input; try another dtype or "
+            "attn_implementation"
+        )
 
 
 def _check_padding(model: PatchModel, run: Captured, prompt: list[int]) -> None:

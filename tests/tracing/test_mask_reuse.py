@@ -1,0 +1,260 @@
+"""Blending: against the hook oracle, and with a reused prefix against the whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchkit.data.batch import Batch, positions
+from patchkit.errors import InputError
+from patchkit.model import KINDS, PatchModel, Site
+from patchkit.tracing import Blend, Prefix, blended_logits, capture, compute_prefix
+from tests import oracles
+from tests.comparisons import PROMPTS, agree, kinds_of, metric, pair
+from tests.families import FAMILIES
+
+#: As long as PROMPTS, other tokens.
+OTHERS = ((4, 4, 31, 7, 19, 2, 13), (25, 12, 36, 1), (10, 22, 2, 9, 3, 17, 6, 5, 29, 8))
+#: The kinds that masks are made of, and each group of kinds that is reached in one way.
+GROUPS = (
+    ("z", "mlp_out"),
+    ("neuron",),
+    ("q", "k", "v"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("resid_mid", "attn_out"),
+)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def alternates(
+    model: PatchModel, sites: Sequence[Site], prompts: Sequence[Sequence[int]] = OTHERS
+) -> dict[Site, Tensor]:
+    other = Batch.from_ids(prompts, pad_id=model.pad_id)
+    return dict(capture(model, other, sites, columns=positions(other, -1)).values)
+
+
+def sites_of_kinds(model: PatchModel, kinds: Sequence[str]) -> list[Site]:
+    return [Site(kind, layer) for kind in kinds for layer in reversed(range(model.dims.n_layers))]
+
+
+def masks(
+    model: PatchModel, sites: Sequence[Site], rows: int | None = None, seed: int = 0
+) -> dict[Site, Tensor]:
+    """Random leaves between 0 and 1: one mask for all rows, or one a row."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = () if rows is None else (rows,)
+    return {
+        site: torch.rand(*shape, KINDS[site.kind].count(model.dims), generator=generator).requires_grad_()
+        for site in sites
+    }
+
+
+def blends(keep: dict[Site, Tensor], alternate: dict[Site, Tensor]) -> list[Blend]:
+    return [Blend(site, keep[site], alternate[site]) for site in keep]
+
+
+def of_row(alternate: dict[Site, Tensor], row: int) -> dict[Site, Tensor]:
+    return {site: value[row : row + 1] for site, value in alternate.items()}
+
+
+def with_gradients(
+    model: PatchModel,
+    run: Batch | Prefix,
+    keep: dict[Site, Tensor],
+    alternate: dict[Site, Tensor],
+    columns: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    logits = blended_logits(model, run, blends(keep, alternate), columns)
+    return logits.detach(), list(torch.autograd.grad(metric(logits).sum(), list(keep.values())))
+
+
+def by_oracle(
+    family: str, keep: dict[Site, Tensor], alternate: dict[Site, Tensor], places: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the gradient of each mask summed over prompts, one prompt at a time."""
+    _, twin = pair(family)
+    logits, total = [], [torch.zeros_like(value) for value in keep.values()]
+    for row, (ids, place) in enumerate(zip(PROMPTS, places, strict=True)):
+        edits = {}
+        for site, value in keep.items():
+            mine = value if value.ndim == 1 else value[row]
+            per_node = mine[:, None] if KINDS[site.kind].unit in ("head", "kv_head") else mine
+            edits[site.kind, site.layer] = blending(per_node, alternate[site][row], place)
+        run = oracles.run(twin, ids, edits, grad=True)
+        found = torch.autograd.grad(metric(run.logits[None]).sum(), list(keep.values()), allow_unused=True)
+        total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
+        logits.append(run.logits.detach())
+    return torch.stack(logits), total
+
+
+def blending(keep: Tensor, alternate: Tensor, place: int) -> oracles.Edit:
+    def edit(activation: Tensor) -> Tensor:
+        mixed = keep * activation[place] + (1 - keep) * alternate
+        before = activation[: len(activation) + place] if place < 0 else activation[:place]
+        after = activation[len(before) + 1 :]
+        return torch.cat([before, mixed[None], after])
+
+    return edit
+
+
+def agree_on_gradients(
+    found: list[Tensor], expected: list[Tensor], keep: dict[Site, Tensor], what: str
+) -> None:
+    """On the scale of all masks' gradients together: a single mask's may cancel to almost nothing."""
+    floor = max(float(value.abs().max()) for value in expected)
+    assert floor > 1e-3, f"{what}: gradients too small to compare"
+    for site, mine, theirs in zip(keep, found, expected, strict=True):
+        agree(mine, theirs, f"{what}: gradient of the mask of {site}", 1e-5, floor)
+
+
+@every_family
+def test_keeping_everything_is_the_clean_run(family: str) -> None:
+    model, _ = pair(family)
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, kinds_of(family))
+    keep = {site: torch.ones(KINDS[site.kind].count(model.dims)) for site in sites}
+    clean = capture(model, batch, []).logits
+    last = positions(batch, -1)
+    for run in (batch, compute_prefix(model, batch)):
+        agree(blended_logits(model, run, blends(keep, alternates(model, sites)), last), clean, "keep = 1")
+        agree(blended_logits(model, run, [], last), clean, "no masks")
+
+
+@every_family
+def test_keeping_nothing_at_the_last_token_is_the_alternate_run(family: str) -> None:
+    """With every kind replaced the last residual stream is the alternate's, and so are the logits."""
+    model, _ = pair(family)
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, kinds_of(family))
+    keep = {site: torch.zeros(KINDS[site.kind].count(model.dims)) for site in sites}
+    expected = capture(model, Batch.from_ids(OTHERS, pad_id=model.pad_id), []).logits
+    for run in (batch, compute_prefix(model, batch)):
+        found = blended_logits(model, run, blends(keep, alternates(model, sites)), positions(batch, -1))
+        agree(found, expected, "keep = 0")
+
+
+@every_family
+@pytest.mark.parametrize("kinds", GROUPS, ids="+".join)
+def test_blends_equal_the_oracle_with_and_without_reuse(family: str, kinds: tuple[str, ...]) -> None:
+    """Logits and gradients, plain and from prefixes of every useful length, at another position in each row."""
+    model, _ = pair(family)
+    kinds = tuple(kind for kind in kinds if kind in kinds_of(family))
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, kinds)
+    keep, alternate = masks(model, sites), alternates(model, sites)
+    for places, starts in (((-1, -1, -1), (9, 6, 0)), ((-1, -3, -2), (7, 4))):
+        columns = positions(batch, places)
+        logits, gradients = by_oracle(family, keep, alternate, places)
+        found, mine = with_gradients(model, batch, keep, alternate, columns)
+        agree(found, logits, "plain")
+        agree_on_gradients(mine, gradients, keep, "plain")
+        for start in starts:
+            found, mine = with_gradients(model, compute_prefix(model, batch, start), keep, alternate, columns)
+            agree(found, logits, f"prefix of {start}")
+            agree_on_gradients(mine, gradients, keep, f"prefix of {start}")
+
+
+@every_family
+def test_prompts_shorter_than_the_window_and_one_of_a_single_token(family: str) -> None:
+    """Rows whose whole prefix is padding too."""
+    model, _ = pair(family)
+    prompts = [(5, 9, 30), (7,), (11, 3)]
+    batch = Batch.from_ids(prompts, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, ["z", "mlp_out"])
+    keep, alternate = masks(model, sites), alternates(model, sites)
+    columns = positions(batch, -1)
+    logits, gradients = with_gradients(model, batch, keep, alternate, columns)
+    for start in (0, 1, 2):
+        found, mine = with_gradients(model, compute_prefix(model, batch, start), keep, alternate, columns)
+        agree(found, logits, f"prefix of {start}")
+        agree_on_gradients(mine, gradients, keep, f"prefix of {start}")
+    for row, ids in enumerate(prompts):
+        alone = Batch.from_ids([ids])
+        single = blended_logits(model, alone, blends(keep, of_row(alternate, row)), positions(alone, -1))
+        agree(single[0].detach(), logits[row], f"row {row} alone")
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "neox-parallel"])
+def test_a_mask_a_row_is_that_rows_own(family: str) -> None:
+    model, _ = pair(family)
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, ["k", "z", "neuron", "mlp_out"])
+    keep, alternate = masks(model, sites, rows=3), alternates(model, sites)
+    expected, _ = by_oracle(family, keep, alternate, (-1, -1, -1))
+    for run in (batch, compute_prefix(model, batch)):
+        found = blended_logits(model, run, blends(keep, alternate), positions(batch, -1))
+        agree(found.detach(), expected, "a mask a row")
+        # A row's logits do not depend on the masks of other rows.
+        (gradient,) = torch.autograd.grad(found[1].sum(), [keep[Site("z", 1)]])
+        assert gradient[1].abs().max() > 0 and not gradient[[0, 2]].any()
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral-window", "gemma2-post-norms-softcap", "gpt2"])
+def test_a_run_leaves_the_prefix_as_it_was(family: str) -> None:
+    model, _ = pair(family)
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, kinds_of(family))
+    keep, alternate = masks(model, sites), alternates(model, sites)
+    prefix = compute_prefix(model, batch, 6)
+    before = [
+        (layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in prefix.cache.layers
+    ]
+    first = blended_logits(model, prefix, blends(keep, alternate), positions(batch, -1))
+    second = blended_logits(model, prefix, blends(keep, alternate), positions(batch, -1))
+    assert torch.equal(first, second)
+    assert len(prefix.cache.layers) == model.dims.n_layers
+    for layer, (keys, values, length) in zip(prefix.cache.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+        assert layer.get_seq_length() == length == 6
+        assert not layer.keys.requires_grad
+
+
+def test_the_alternates_of_rows_are_not_mixed_up() -> None:
+    """Blending whole residual streams of the last layer gives each row its own alternate's logits."""
+    model, _ = pair("llama-gqa")
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    site = Site("resid_post", model.dims.n_layers - 1)
+    keep = {site: torch.zeros(1)}
+    found = blended_logits(model, batch, blends(keep, alternates(model, [site])), positions(batch, -1))
+    agree(found, capture(model, Batch.from_ids(OTHERS), []).logits, "alternates")
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    model, _ = pair("llama-gqa")
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    site = Site("z", 1)
+    good = Blend(site, torch.ones(4), torch.zeros(3, 4, 8))
+    last = positions(batch, -1)
+
+    def refused(
+        message: str, blend: Blend | None = None, columns: Tensor = last, run: Batch | Prefix = batch
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            blended_logits(model, run, [blend or good], columns)
+
+    refused(
+        r"mask of z.1: shape \(2,\), expected \(4,\) or \(3, 4\)", Blend(site, torch.ones(2), good.alternate)
+    )
+    refused(r"shape \(1, 4\)", Blend(site, torch.ones(1, 4), good.alternate))
+    refused(r"alternate .* \(1, 4, 8\), expected \(3, 4, 8\)", Blend(site, good.keep, torch.zeros(1, 4, 8)))
+    refused("z.7: layer 7 is out of range", Blend(Site("z", 7), good.keep, good.alternate))
+    refused(r"row 1 has its tokens at columns 6 to 9, found 5", columns=torch.tensor([9, 5, 9]))
+    refused("found 10", columns=torch.tensor([9, 9, 10]))
+    refused("found -1", columns=torch.tensor([-1, 9, 9]))
+    refused(
+        "lies in the prefix, which ends at column 8",
+        columns=torch.tensor([9, 7, 9]),
+        run=compute_prefix(model, batch, 8),
+    )
+    with pytest.raises(InputError, match="two masks of one site: z.1"):
+        blended_logits(model, batch, [good, good], last)
+    with pytest.raises(InputError, match="prefix of 10 columns: expected 0 to 9"):
+        compute_prefix(model, batch, 10)
+    with pytest.raises(InputError, match="run attention and MLP in parallel"):
+        parallel, _ = pair("neox-parallel")
+        blended_logits(
+            parallel, batch, [Blend(Site("resid_mid", 0), torch.ones(1), torch.zeros(3, 32))], last
+        )
