@@ -105,13 +105,15 @@ def to_svg(figure: Figure, alt: str, prefix: str) -> str:
     """The figure as an `<svg>` element to put into a page.
 
     `alt` says in words what the picture shows. `prefix` keeps its ids apart from those of other pictures of
-    the page. Colours become `var(--role)`; text stays text, in the page's font. Deterministic for the same
-    figure.
+    the page. Colours become `var(--role)`; text stays text, in the page's font. A figure drawn anew from the
+    same numbers gives the same bytes.
     """
     buffer = io.StringIO()
     with style(), _any_script():
         figure.savefig(buffer, format="svg", facecolor="none", metadata=dict.fromkeys(_SVG_METADATA))
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
+    # matplotlib's own style element would hold for the whole page: the page's style sheet says the same for `.fig`.
+    unwanted = r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"
+    svg = re.sub(unwanted, "", buffer.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :].strip()
     # Only tags are rewritten: what stands between them may be a user's text that looks like an attribute.
     used = {hit.group(2) for tag in _TAG.finditer(svg) for hit in _REFERENCE.finditer(tag.group())}

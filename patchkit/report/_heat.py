@@ -156,7 +156,7 @@ def _name_all(
                 axes.text(place.index, place.layer + 0.24, f"{value:.2f}", ha="center", va="center", size=7.0)
             continue
         others = [_around(*centre, column, tall) for other, centre in centres.items() if other != place]
-        spot = _free_spot(x, y, needed, column, tall, figure.get_size_inches()[0], others + taken)
+        spot = _free_spot(x, y, needed, column, tall, float(figure.get_size_inches()[0]), others + taken)
         taken.append(_around(*spot, needed, 0.14))
         width, height = figure.get_size_inches()
         figure.text(
@@ -180,7 +180,7 @@ def _centre(figure: Figure, axes: Axes, place: Place) -> tuple[float, float]:
     bottom, top = axes.get_ylim()
     x = box.x0 + box.width * (place.index - low) / (high - low)
     y = box.y0 + box.height * (place.layer - bottom) / (top - bottom)
-    return x * width, y * height
+    return float(x * width), float(y * height)
 
 
 def _free_spot(

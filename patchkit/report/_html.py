@@ -54,7 +54,7 @@ def span_of(values: Sequence[float]) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit a person would say."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

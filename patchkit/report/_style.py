@@ -65,6 +65,7 @@ small{font-size:12px;color:var(--soft);font-weight:400}
 _PARTS = """
 .fig{margin:8px 0}
 .fig svg{display:block;max-width:100%;height:auto}
+.fig svg *{stroke-linejoin:round;stroke-linecap:butt}
 .fig.wide svg{max-width:none;margin:-6px 0 0 -14px}
 .fig svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif!important}
 figcaption{color:var(--soft);font-size:13.5px;max-width:46em}

@@ -188,14 +188,15 @@ def _size_panel(axes: Axes, result: MaskResult, points: Sequence[LambdaPoint]) -
     )
     positive = [lam for lam in lams if lam > 0]
     if positive and max(lams) > 20 * min(positive):
-        axes.set_xscale("symlog", linthresh=min(positive)) if len(positive) < len(lams) else axes.set_xscale(
-            "log"
-        )
+        if len(positive) < len(lams):
+            axes.set_xscale("symlog", linthresh=min(positive))
+        else:
+            axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         if len(lams) <= 8:
             axes.xaxis.set_major_locator(FixedLocator(lams))
             axes.xaxis.set_minor_locator(NullLocator())
-    _size_scale(axes, "y", [*(point.size for point in points), *(point.soft_size for point in points)])
+    _size_scale(axes, "y", [*(float(point.size) for point in points), *(point.soft_size for point in points)])
     axes.set_xlabel("lambda (weight of the sparsity penalty)")
     axes.set_ylabel(f"components of {result.n_components:,}")
     axes.legend(loc="best")
@@ -230,7 +231,7 @@ def _accuracy_panel(
     axes.axvline(
         len(result.chosen), color=LIGHT["chosen"], lw=1.2, ls=":", label=f"final mask: {len(result.chosen)}"
     )
-    _size_scale(axes, "x", [len(result.chosen), *(float(point.size) for point in points)])
+    _size_scale(axes, "x", [float(len(result.chosen)), *(float(point.size) for point in points)])
     axes.set_ylim(0, 100)
     axes.set_xlabel("components patched")
     axes.set_ylabel("% of held-out triples")

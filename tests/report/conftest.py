@@ -22,7 +22,7 @@ from patchkit.results.study import AttentionExample, FormScores, PromptExample, 
 
 CHOSEN = ["a1.h0", "a1.h1", "a1.h2", "a1.h5", "a1.h7"]
 TRAINED = ["value_dependence", "operation_invariance", "constant_invariance"]
-PROMPT = "<s> a = 3 , note b , b = 7 , skip 5 , ; + 4 a".split()
+PROMPT: list[str] = list("<s> a = 3 , note b , b = 7 , skip 5 , ; + 4 a".split())
 
 
 def desideratum(name: str, kind: str, trained: bool, chosen: float, empty: float, complement: float):
@@ -158,8 +158,8 @@ def make_study(**changed: object) -> VariableBindingStudy:
     spread = [1 / len(PROMPT)] * len(PROMPT)
     base = VariableBindingStudy(
         question=(
-            "The model reads bindings such as `a = 3` and a query such as `+ 4 a`, and answers 7. Which of its components "
-            "bring the value of the queried variable to the last token, before the operation is applied?\n\n"
+            "The model reads bindings such as `a = 3` and a query such as `+ 4 a`, and answers 7. Which of its "
+            "components bring the value of the queried variable to the last token, before the operation is applied?\n\n"
             "A component is chosen when replacing its activation by the one from another prompt moves the value, "
             "and nothing but the value."
         ),
@@ -218,7 +218,7 @@ def make_manifest(**changed: object) -> Manifest:
     return base.model_copy(update=changed)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     """The makers of results, for tests to vary."""
     makers: dict[str, Callable[..., object]] = {
