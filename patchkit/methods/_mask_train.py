@@ -48,10 +48,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.lambdas or not all(math.isfinite(lam) and lam >= 0 for lam in self.lambdas):
             raise InputError(f"lambdas is {list(self.lambdas)}; expected at least one number, none of them negative")
-        counts = {name: getattr(self, name) for name in ("steps", "steps_after", "check_every", "patience")}
-        for name, count in counts.items():
-            if count < 1:
-                raise InputError(f"{name} is {count}; expected at least 1")
+        for name, least in (("steps", 1), ("steps_after", 1), ("check_every", 1), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.patience < 0:
+            raise InputError(f"patience is {self.patience}; expected 0 (take every step) or more")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr}; expected a positive learning rate")
 
@@ -85,6 +86,8 @@ class PathResult:
 
 
 Report = Callable[[int, int], None]
+#: With every component above this, a mask has settled on patching nothing, or was never moved.
+_ALL_KEPT = 0.95
 
 
 def train_path(
@@ -135,8 +138,9 @@ def train_path(
         done += steps
         if report is not None:
             report(done, total)
-        if schedule.warm and not result.points[-1].chosen and place + 1 < len(schedule.lambdas):
-            # A heavier price cannot bring components back: the rest of the path is empty too.
+        heavier = schedule.lambdas[place + 1 :] if schedule.warm and isinstance(mask, DirectMask) else ()
+        if heavier and min(heavier) >= lam and bool((values > _ALL_KEPT).all()):
+            # Where the price has pushed every component back to "keep", a heavier one cannot bring any back.
             result.stopped = f"nothing is patched any more at lambda {lam:g}; heavier ones were not tried"
             return result
     result.stopped = f"every lambda of the path was tried ({len(schedule.lambdas)})"
