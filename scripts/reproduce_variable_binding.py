@@ -1,4 +1,6 @@
-"""Reproduce the published variable-binding mask: python scripts/reproduce_variable_binding.py --model huggyllama/llama-13b
+"""Reproduce the published variable-binding mask.
+
+    python scripts/reproduce_variable_binding.py --model huggyllama/llama-13b
 
 The published settings on any model; `--plan` prints what it takes and needs no weights. On several GPUs give
 `--device-map auto`.
@@ -30,8 +32,8 @@ from patchkit.studies.published import (
 )
 
 _QUESTION = (
-    "Which heads and MLPs of the last token carry the value of x in `x = 41, y = 27, x + y = `? The settings are those of "
-    "Discovering Variable Binding Circuitry with Desiderata (arXiv 2307.03637)."
+    "Which heads and MLPs of the last token carry the value of x in `x = 41, y = 27, x + y = `? The settings are those "
+    "of Discovering Variable Binding Circuitry with Desiderata (arXiv 2307.03637)."
 )
 
 

@@ -45,26 +45,38 @@ def mask(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", help="Generate the triples instead: one of `patchkit tasks`.", rich_help_panel="Data"),
+        typer.Option(
+            "--task", help="Generate the triples instead: one of `patchkit tasks`.", rich_help_panel="Data"
+        ),
     ] = None,
     n: Annotated[
         int, typer.Option("--n", min=4, help="Triples a desideratum, with --task.", rich_help_panel="Data")
     ] = 100,
     train_on: Annotated[
         str | None,
-        typer.Option("--train-on", help="Desiderata to train on, by comma; default: all.", rich_help_panel="Data"),
+        typer.Option(
+            "--train-on", help="Desiderata to train on, by comma; default: all.", rich_help_panel="Data"
+        ),
     ] = None,
     answer_first_token: Annotated[
-        bool, typer.Option("--answer-first-token", help="Targets of several tokens: score the first.", rich_help_panel="Data")
+        bool,
+        typer.Option(
+            "--answer-first-token", help="Targets of several tokens: score the first.", rich_help_panel="Data"
+        ),
     ] = False,
     components: Annotated[
         str,
-        typer.Option("--components", help="head, mlp, layer, neuron or node kinds, by comma.", rich_help_panel=_MASK),
+        typer.Option(
+            "--components", help="head, mlp, layer, neuron or node kinds, by comma.", rich_help_panel=_MASK
+        ),
     ] = "head,mlp",
     position: Annotated[
-        str, typer.Option("--position", help="last, or a one-token span of the triples.", rich_help_panel=_MASK)
+        str,
+        typer.Option("--position", help="last, or a one-token span of the triples.", rich_help_panel=_MASK),
     ] = "last",
-    loss: Annotated[str, typer.Option("--loss", help="cross-entropy or published.", rich_help_panel=_MASK)] = "cross-entropy",
+    loss: Annotated[
+        str, typer.Option("--loss", help="cross-entropy or published.", rich_help_panel=_MASK)
+    ] = "cross-entropy",
     sparsity: Annotated[
         str, typer.Option("--sparsity", help="l0.5, l1 or hard-concrete.", rich_help_panel=_MASK)
     ] = "l0.5",
@@ -76,7 +88,9 @@ def mask(
             rich_help_panel=_MASK,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="At the first lambda.", rich_help_panel=_MASK)] = 160,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="At the first lambda.", rich_help_panel=_MASK)
+    ] = 160,
     steps_after: Annotated[
         int, typer.Option("--steps-after", min=1, help="At each later lambda.", rich_help_panel=_MASK)
     ] = 60,
@@ -88,7 +102,10 @@ def mask(
         int, typer.Option("--random-sets", min=1, help="Random sets to compare with.", rich_help_panel=_MASK)
     ] = 20,
     own_masks: Annotated[
-        bool, typer.Option("--own-masks/--no-own-masks", help="A mask on each desideratum alone.", rich_help_panel=_MASK)
+        bool,
+        typer.Option(
+            "--own-masks/--no-own-masks", help="A mask on each desideratum alone.", rich_help_panel=_MASK
+        ),
     ] = True,
     dtype: Dtype = None,
     device_map: DeviceMap = None,
@@ -142,7 +159,9 @@ def mask(
 def demo(
     ctx: typer.Context,
     out: Out = Path("patchkit-demo"),
-    model: Annotated[str, typer.Option("--model", help="An embedded variable-binding model.")] = "varbind-llama",
+    model: Annotated[
+        str, typer.Option("--model", help="An embedded variable-binding model.")
+    ] = "varbind-llama",
     seed: Seed = 0,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -218,7 +237,9 @@ def _triples(
     assert task is not None
     found = find_task(task)
     if model.tokenizer is None:
-        raise InputError(f"--task {task} writes prompts in words, but {model.name} has no tokenizer; use --desiderata")
+        raise InputError(
+            f"--task {task} writes prompts in words, but {model.name} has no tokenizer; use --desiderata"
+        )
     made = desiderata_set(found, model.tokenizer, n, seed)
     return made.triples(), {d.name: d.description for d in found.desiderata.values()}, made.excluded
 
@@ -261,7 +282,14 @@ def _show(result: MaskResult) -> None:
         table.add_column(column, justify="right")
     for each in result.desiderata:
         scores = each.test
-        row = (scores.chosen, scores.empty, scores.all, scores.complement, scores.random_mean, max(scores.random))
+        row = (
+            scores.chosen,
+            scores.empty,
+            scores.all,
+            scores.complement,
+            scores.random_mean,
+            max(scores.random),
+        )
         name = each.name if each.trained else f"{each.name} (not trained on)"
         table.add_row(name, each.kind, *(f"{value:.3f}" for value in row))
     joint = result.joint

@@ -40,7 +40,7 @@ def published_options(*, seeds: Sequence[int] = (0,), max_batch_tokens: int = 81
 
 
 def published_triples(model: PatchModel, seed: int, n: int = SAMPLES) -> tuple[DesiderataSet, str]:
-    """ValueSwitch and TaskSwitch for the model's tokenizer, train and test: (triples, which task they are of).
+    """ValueSwitch and TaskSwitch for the model's tokenizer: (triples, which task they are of).
 
     The published arithmetic prompt, or the same two desiderata in the embedded models' language where the tokenizer
     speaks only that.
@@ -133,8 +133,8 @@ def compare_with_published(model: PatchModel, result: MaskResult, task: str) -> 
         "above, and nothing here reproduces or contradicts them"
     )
     return {
-        "published": f"{PUBLISHED_HEADS} heads and {PUBLISHED_MLPS} MLP of {PUBLISHED_COMPONENTS:,} components, LLaMA-13B",
-        "ours": f"{heads} heads and {mlps} MLPs of {result.n_components:,} components, {result.model}",
+        "published": f"LLaMA-13B: {PUBLISHED_HEADS} heads and {PUBLISHED_MLPS} MLP of {PUBLISHED_COMPONENTS:,} components",
+        "ours": f"{result.model}: {heads} heads and {mlps} MLPs of {result.n_components:,} components",
         "held-out accuracy": ", ".join(f"{d.name} {d.test.chosen:.2f}" for d in result.desiderata),
         "comparison": verdict,
     }

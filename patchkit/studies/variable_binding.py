@@ -68,8 +68,8 @@ def make_triples(model: PatchModel, options: StudyOptions) -> tuple[list[Triple]
     missing = [word for word in VOCABULARY if word not in known]
     if tokenizer is None or missing:
         raise InputError(
-            f"{model.name}: its tokenizer lacks words of the binding language ({', '.join(missing[:5])}, ...). This study "
-            "needs an embedded variable-binding model; for a model with a real tokenizer use "
+            f"{model.name}: its tokenizer lacks words of the binding language ({', '.join(missing[:5])}, ...). "
+            "This study needs an embedded variable-binding model; for a model with a real tokenizer use "
             "scripts/reproduce_variable_binding.py or `patchkit mask --task arithmetic`"
         )
 
