@@ -5,7 +5,6 @@ Packages that take seconds to import are imported inside the commands, so that `
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +38,8 @@ def tasks() -> None:
     table = plain_table("task", "desideratum", "what it asks")
     for task in TASKS.values():
         table.add_row(task.name, "", task.description, style="bold")
-        for name, function in task.desiderata.items():
-            table.add_row("", name, _first_sentence(function))
+        for name, desideratum in task.desiderata.items():
+            table.add_row("", name, desideratum.description)
     results().print(table, markup=False, highlight=False)
 
 
@@ -64,8 +63,3 @@ def pairs(
     write_pairs(out, made)
     say(f"{len(made)} pairs of {task} for {model}, seed {seed}:", quiet)
     give(str(out))
-
-
-def _first_sentence(function: object) -> str:
-    text = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
-    return text.split(". ")[0].rstrip(".") + "."
