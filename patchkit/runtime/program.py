@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ class Cost:
         return Cost(self.forwards + other.forwards, max(self.bytes, other.bytes))
 
 
+@runtime_checkable
 class Program(Protocol[Item_contra]):
     """What the scheduler runs; see the module's docstring."""
 
