@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,12 +134,18 @@ def mask(
         random_sets=random_sets,
         max_batch_tokens=batch_tokens(max_batch_tokens) or MAX_BATCH_TOKENS,
     )
+    if task is not None and options.train_on is None:
+        from patchkit.tasks import get
+
+        options = replace(options, train_on=get(task).trained or None)
     with open_run_dir(out, "mask", options_of(ctx), resume) as run:
         if run.done:
             _finished(run, quiet)
             return
         loaded = _load(model, dtype, device_map, attn_implementation)
-        triples, descriptions, excluded = _triples(loaded, desiderata, task, n, seed, answer_first_token)
+        triples, descriptions, excluded = _triples(
+            loaded, desiderata, task, options.train_on, n, seed, answer_first_token
+        )
         _record(run, loaded, options, seed)
         with progress_bar(quiet) as progress:
             result = learn_mask(
@@ -188,8 +195,6 @@ def study(
 def _study(
     ctx: typer.Context, command: str, model: str, out: Path, seed: int, resume: bool, quiet: bool
 ) -> None:
-    from dataclasses import replace
-
     from patchkit import zoo
     from patchkit.cli.cards import summary
     from patchkit.results.manifest import PairCounts, open_run_dir
@@ -225,23 +230,31 @@ def _load(model: str, dtype: str | None, device_map: str | None, attn: str | Non
 
 
 def _triples(
-    model: PatchModel, file: Path | None, task: str | None, n: int, seed: int, first_token: bool
+    model: PatchModel,
+    file: Path | None,
+    task: str | None,
+    train_on: tuple[str, ...] | None,
+    n: int,
+    seed: int,
+    first_token: bool,
 ) -> tuple[list[Any], dict[str, str], dict[str, int]]:
     """(triples, descriptions of desiderata, what was left out in making them)."""
     if file is not None:
         from patchkit.data import read_desiderata
 
         return read_desiderata(file, model.tokenizer, model.dims.vocab_size, first_token), {}, {}
-    from patchkit.tasks import desiderata_set, find_task
+    from patchkit import tasks
 
     assert task is not None
-    found = find_task(task)
-    if model.tokenizer is None:
-        raise InputError(
-            f"--task {task} writes prompts in words, but {model.name} has no tokenizer; use --desiderata"
-        )
-    made = desiderata_set(found, model.tokenizer, n, seed)
-    return made.triples(), {d.name: d.description for d in found.desiderata.values()}, made.excluded
+    found = tasks.get(task)
+    known = [name for name in train_on or found.trained if name in found.desiderata]
+    others = [name for name in found.desiderata if name not in known]
+    parts = [tasks.desiderata(task, model.tokenizer, n, n, seed, names=train_on or found.trained)]
+    if others:
+        parts.append(tasks.desiderata(task, model.tokenizer, 0, n, seed, names=others))
+    triples = [triple for part in parts for triple in part.triples()]
+    excluded = {reason: count for part in parts for reason, count in part.excluded.items()}
+    return triples, {d.name: d.description for d in found.desiderata.values()}, excluded
 
 
 def _record(run: RunDir, model: PatchModel, options: MaskOptions, seed: int) -> None:

@@ -72,10 +72,16 @@ class Checkpoint:
         file = self._file(name)
         if file is None:
             return
-        save_tensors(file.with_suffix(".safetensors"), {"values": torch.stack([p.values for p in path.points])})
+        save_tensors(
+            file.with_suffix(".safetensors"), {"values": torch.stack([p.values for p in path.points])}
+        )
         points = [_Point(lam=p.lam, validation=p.validation, steps=p.steps) for p in path.points]
         write_model(file, _Path(run=self._run, points=points, history=path.history, stopped=path.stopped))
 
     def _file(self, name: str) -> Path | None:
         # Names of desiderata are the user's: a slash in one must not lead to another directory.
-        return None if self.directory is None else self.directory / f"{quote(name, safe=' ').replace('.', '%2E')}.json"
+        return (
+            None
+            if self.directory is None
+            else self.directory / f"{quote(name, safe=' ').replace('.', '%2E')}.json"
+        )

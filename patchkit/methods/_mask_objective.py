@@ -134,7 +134,9 @@ class Objective:
     def __post_init__(self) -> None:
         for what, value, known in (("loss", self.loss, Loss), ("sparsity", self.sparsity, Sparsity)):
             if value not in get_args(known):
-                raise InputError(f"{what} '{value}' is not known; expected one of: {', '.join(get_args(known))}")
+                raise InputError(
+                    f"{what} '{value}' is not known; expected one of: {', '.join(get_args(known))}"
+                )
 
     def make(self, start: Float[Tensor, " n"], lam: float, seed: int) -> DirectMask | HardConcreteMask:
         """Trainable mask at one lambda, from a starting point."""

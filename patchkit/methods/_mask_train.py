@@ -47,7 +47,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.lambdas or not all(math.isfinite(lam) and lam >= 0 for lam in self.lambdas):
-            raise InputError(f"lambdas is {list(self.lambdas)}; expected at least one number, none of them negative")
+            raise InputError(
+                f"lambdas is {list(self.lambdas)}; expected at least one number, none of them negative"
+            )
         for name, least in (("steps", 1), ("steps_after", 1), ("check_every", 1), ("patience", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")

@@ -64,7 +64,9 @@ class MaskOptions:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds is {list(self.seeds)}; expected at least one training seed, each once")
         if self.random_sets < 1:
-            raise InputError(f"random_sets is {self.random_sets}; nothing is claimed without a baseline: at least 1")
+            raise InputError(
+                f"random_sets is {self.random_sets}; nothing is claimed without a baseline: at least 1"
+            )
         if not self.slack >= 0:
             raise InputError(f"slack is {self.slack}; expected an accuracy to give up, 0 or more")
         if self.objective.sparsity == "hard-concrete":
@@ -131,7 +133,9 @@ def learn_mask(
     say("caching activations", len(parts), len(parts))
     *training, validation, test = ready
     kept_paths = Checkpoint(checkpoint, _what_paths_depend_on(model, triples, options))
-    trainer = _Trainer(model, layout, options, splits.train, splits.validation, training, validation, kept_paths, say)
+    trainer = _Trainer(
+        model, layout, options, splits.train, splits.validation, training, validation, kept_paths, say
+    )
     runs = [(seed, trainer.path(seed)) for seed in options.seeds]
     chosen = [trainer.choose(path) for _, path in runs]
     best = max(range(len(runs)), key=lambda i: (round(chosen[i].validation, 2), -len(chosen[i].kept), -i))

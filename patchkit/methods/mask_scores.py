@@ -40,5 +40,7 @@ def answers_with(
             f"({layout.names[0]} to {layout.names[-1]})"
         )
     prepared = prepare(model, layout, triples, position=position, max_batch_tokens=max_batch_tokens)
-    answers = masked_answers(model, layout, prepared, layout.keep_all_but([places[name] for name in components]))
+    answers = masked_answers(
+        model, layout, prepared, layout.keep_all_but([places[name] for name in components])
+    )
     return share_by_name(prepared, answers == gather(prepared, "target")), answers.tolist()

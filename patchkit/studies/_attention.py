@@ -12,8 +12,10 @@ from patchkit.model import PatchModel, parse_node
 from patchkit.results.study import AttentionExample
 from patchkit.tracing import attention_from
 
-#: Named spans of a triple that the summary tells apart; what is left is `<s>` and the rest.
+#: Named spans of a triple that the summary tells apart. The comma that closes the queried binding is one of its own:
+#: models keep what a clause said at the token that ends it.
 _SPANS = {"value": "its value", "name": "its name", "operation": "operation", "query": "itself"}
+_AFTER = "the comma after its value"
 
 
 def _heads(model: PatchModel, chosen: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -44,7 +46,9 @@ def attention_examples(
         tokens: list[str] = model.tokenizer.convert_ids_to_tokens(list(triple.original_ids))  # pyright: ignore
         for name, (layer, head) in heads.items():
             weights = patterns[layer][row, head, start:].tolist()
-            examples.append(AttentionExample(head=name, tokens=tokens, query=len(tokens) - 1, weights=weights))
+            examples.append(
+                AttentionExample(head=name, tokens=tokens, query=len(tokens) - 1, weights=weights)
+            )
     return examples
 
 
@@ -58,7 +62,7 @@ def attention_summary(
     patterns, batch = _from_last(model, heads, triples)
     summary: dict[str, dict[str, float]] = {}
     for name, (layer, head) in heads.items():
-        sums = {label: 0.0 for label in (*_SPANS.values(), "first token", "the rest")}
+        sums = {label: 0.0 for label in (*_SPANS.values(), _AFTER, "first token", "the rest")}
         for row, triple in enumerate(triples):
             weights = patterns[layer][row, head, int(batch.offset[row]) :]
             left = float(weights.sum())
@@ -67,7 +71,9 @@ def attention_summary(
                 share = float(weights[start:end].sum())
                 sums[label] += share
                 left -= share
+            after = float(weights[triple.spans["value"][1]])
+            sums[_AFTER] += after
             sums["first token"] += float(weights[0])
-            sums["the rest"] += left - float(weights[0])
+            sums["the rest"] += left - after - float(weights[0])
         summary[name] = {label: value / len(triples) for label, value in sums.items()}
     return summary

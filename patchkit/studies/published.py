@@ -50,7 +50,9 @@ def published_triples(model: PatchModel, seed: int, n: int = SAMPLES) -> tuple[D
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer, and the published prompts are text; give a model that has one")
+        raise InputError(
+            f"{model.name} has no tokenizer, and the published prompts are text; give a model that has one"
+        )
     embedded = set(VOCABULARY) <= set(tokenizer.get_vocab())
     module = variable_binding if embedded else arithmetic
     parts = [
@@ -92,7 +94,10 @@ class Plan:
             ("floating point operations", f"{self.flops:.2e}"),
             ("memory for weights", f"{self.weight_bytes / 1e9:.1f} GB"),
             ("memory beside them, at most", f"{self.extra_bytes / 1e9:.2f} GB"),
-            ("time at 100 TFLOP/s", f"{self.flops / 1e14 / 60:.1f} min; small batches reach less of a GPU's rate"),
+            (
+                "time at 100 TFLOP/s",
+                f"{self.flops / 1e14 / 60:.1f} min; small batches reach less of a GPU's rate",
+            ),
         ]
 
 
@@ -133,8 +138,8 @@ def compare_with_published(model: PatchModel, result: MaskResult, task: str) -> 
         "above, and nothing here reproduces or contradicts them"
     )
     return {
-        "published": f"LLaMA-13B: {PUBLISHED_HEADS} heads and {PUBLISHED_MLPS} MLP of {PUBLISHED_COMPONENTS:,} components",
-        "ours": f"{result.model}: {heads} heads and {mlps} MLPs of {result.n_components:,} components",
+        "published": f"LLaMA-13B: {PUBLISHED_HEADS} heads, {PUBLISHED_MLPS} MLP of {PUBLISHED_COMPONENTS:,} components",
+        "ours": f"{result.model}: {heads} heads, {mlps} MLPs of {result.n_components:,} components",
         "held-out accuracy": ", ".join(f"{d.name} {d.test.chosen:.2f}" for d in result.desiderata),
         "comparison": verdict,
     }

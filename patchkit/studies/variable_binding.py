@@ -73,7 +73,9 @@ def make_triples(model: PatchModel, options: StudyOptions) -> tuple[list[Triple]
             "scripts/reproduce_variable_binding.py or `patchkit mask --task arithmetic`"
         )
 
-    def draw(desiderata: Sequence[Desideratum], n: int, split: Split, form: str | None) -> list[tuple[str, object]]:
+    def draw(
+        desiderata: Sequence[Desideratum], n: int, split: Split, form: str | None
+    ) -> list[tuple[str, object]]:
         return [(d.name, d(tokenizer, n, options.seed, split, form=form)) for d in desiderata]
 
     parts = [
@@ -104,7 +106,12 @@ def run_study(
     mask_options = replace(options.mask, train_on=tuple(d.name for d in TRAINED))
     descriptions = {d.name: d.description for d in task.DESIDERATA}
     result = learn_mask(
-        model, triples, mask_options, descriptions=descriptions, checkpoint=out / "checkpoint", progress=progress
+        model,
+        triples,
+        mask_options,
+        descriptions=descriptions,
+        checkpoint=out / "checkpoint",
+        progress=progress,
     )
     result = result.model_copy(update={"excluded": excluded | result.excluded})
     tested = group([t for t in triples if t.split == "test"], "test")
@@ -141,7 +148,10 @@ def _forms(
         for form in FORMS
     }
     scores, _ = answers_with(
-        model, {cell: members for cell, members in cells.items() if members}, result.chosen, kinds=result.components
+        model,
+        {cell: members for cell, members in cells.items() if members},
+        result.chosen,
+        kinds=result.components,
     )
     return [
         FormScores(

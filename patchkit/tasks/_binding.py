@@ -151,7 +151,7 @@ def desideratum(
             return collect(name, n, lambda index: _draw(name, kind, words, setting, change, rng, index))
 
         default = operations
-        return Desideratum(name, kind, inspect.getdoc(change) or "", make)
+        return Desideratum(name, kind, " ".join((inspect.getdoc(change) or "").split()), make)
 
     return wrap
 
