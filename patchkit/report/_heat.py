@@ -33,9 +33,7 @@ def mask_figure(result: MaskResult) -> Figure:
     Rows are layers, the first on top. Chosen components are outlined and named (up to 40 names), those
     dropped by pruning crossed. Raises InputError when a chosen name has no learned value.
     """
-    kinds = sorted(
-        result.values, key=lambda kind: (result.values[kind].ndim == 1, list(result.values).index(kind))
-    )
+    kinds = sorted(result.values, key=lambda kind: grid(result.values[kind]).shape[1] == 1)
     layers = max(grid(result.values[kind]).shape[0] for kind in kinds)
     drawn = [min(grid(result.values[kind]).shape[1], WIDEST) for kind in kinds]
     wide = min(0.6, max(0.2, 7.6 / sum(drawn)))
@@ -43,7 +41,7 @@ def mask_figure(result: MaskResult) -> Figure:
         wide = 7.6 / sum(drawn)
     tall = min(0.44, max(0.2, 6.0 / layers))
     # A lone column of wide cells (MLPs beside forty heads) stays wide enough for its title and for a name.
-    widths = [max(width * wide, 0.34) for width in drawn]
+    widths = [max(width * wide, _column(kind)) for kind, width in zip(kinds, drawn, strict=True)]
     total_width = max(4.2, sum(widths) + _GAP * (len(kinds) - 1) + _MARGIN["left"] + _MARGIN["right"])
     total_height = layers * tall + _MARGIN["top"] + _MARGIN["bottom"]
     figure = Figure(figsize=(total_width, total_height))
@@ -73,6 +71,11 @@ def mask_figure(result: MaskResult) -> Figure:
         _name_all(figure, axes_of, chosen, wide, tall, result)
     _key(figure, total_width, total_height, bool(pruned))
     return figure
+
+
+def _column(kind: str) -> float:
+    """Inches that a lone column needs for its title."""
+    return max(0.34, 0.09 * len(title_of(kind)))
 
 
 def _panel(axes: Axes, result: MaskResult, kind: str, layers: int, first: bool) -> None:
@@ -139,7 +142,7 @@ def _name_all(
         axes, (x, y) = axes_of[place.kind], centres[place]
         text = label(name, 14)
         needed = len(text) * size * 0.62 / 72
-        column = max(wide, 0.34) if grid(result.values[place.kind]).shape[1] == 1 else wide
+        column = max(wide, _column(place.kind)) if grid(result.values[place.kind]).shape[1] == 1 else wide
         if needed < column - 0.06 and tall >= 0.24:
             value = float(grid(result.values[place.kind])[place.layer, place.index])
             two = tall >= 0.36

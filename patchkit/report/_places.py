@@ -11,12 +11,28 @@ from torch import Tensor
 from patchkit.errors import InputError
 from patchkit.results.mask import MaskResult
 
-_NAME = re.compile(r"^(?P<stem>[A-Za-z_]*?)(?P<layer>\d+)(?:\.(?P<sub>[hn])(?P<index>\d+))?(?:[<@].*)?$")
+# The contract's short names, and what other kinds are called: their kind, layer and index.
+_NAMES = (
+    (re.compile(r"a(?P<layer>\d+)\.h(?P<index>\d+)"), ("head", "z")),
+    (re.compile(r"m(?P<layer>\d+)\.n(?P<index>\d+)"), ("neuron",)),
+    (re.compile(r"m(?P<layer>\d+)"), ("mlp", "mlp_out")),
+    (re.compile(r"resid_post\.(?P<layer>\d+)"), ("layer", "resid_post")),
+    (re.compile(r"(?P<kind>\w+)\.(?P<layer>\d+)(?:\.h(?P<index>\d+))?"), ()),
+)
+
+_TITLES = {
+    "head": "heads",
+    "z": "heads",
+    "mlp": "MLP",
+    "mlp_out": "MLP",
+    "neuron": "neurons",
+    "layer": "residual",
+}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A component's cell: `kind` is a key of `MaskResult.values`; `index` is 0 for kinds with one value per layer."""
+    """A component's cell: `kind` is a key of `MaskResult.values`; `index` is 0 for kinds with one component a layer."""
 
     kind: str
     layer: int
@@ -24,44 +40,35 @@ class Place:
 
 
 def grid(values: Tensor) -> Float[Tensor, "layer index"]:
-    """Learned values as layer x index, kinds with one value per layer as one column."""
+    """Learned values as layer x index; a tensor with one axis is one column."""
     return values[:, None] if values.ndim == 1 else values
 
 
 def title_of(kind: str) -> str:
     """A kind as a person says it."""
-    return {"head": "heads", "z": "heads", "mlp": "MLP", "mlp_out": "MLP", "neuron": "neurons"}.get(
-        kind, kind
-    )
+    return _TITLES.get(kind, kind)
 
 
 def locate(result: MaskResult, name: str) -> Place:
-    """The cell of one component name (`a1.h3`, `m2`, `m2.n17`, a layer).
+    """The cell of one component name (`a1.h3`, `m2`, `m2.n17`, `resid_post.3`, `q.1.h0`).
 
     InputError when no tensor of the mask has such a cell: names and tensors then come from different runs.
     """
-    found = _NAME.match(name)
-    if found is not None:
-        layer, index = int(found["layer"]), int(found["index"] or 0)
-        for kind in _kinds_for(result, found["stem"], found["sub"]):
-            layers, width = grid(result.values[kind]).shape
-            if layer < layers and index < width:
-                return Place(kind, layer, index)
+    for pattern, kinds in _NAMES:
+        if (found := pattern.fullmatch(name)) is None:
+            continue
+        parts = found.groupdict()
+        layer, index = int(parts["layer"]), int(parts.get("index") or 0)
+        for kind in kinds or (parts["kind"],):
+            if kind in result.values:
+                layers, width = grid(result.values[kind]).shape
+                if layer < layers and index < width:
+                    return Place(kind, layer, index)
     shapes = ", ".join(f"{kind} {list(values.shape)}" for kind, values in result.values.items()) or "none"
     raise InputError(
-        f"mask.json names the component {name!r}, which has no learned value in mask.safetensors (it holds: {shapes}). "
-        "The two files are from different runs; write both again."
+        f"mask.json names the component {name!r}, which has no learned value in mask.safetensors (it holds: "
+        f"{shapes}). The two files are from different runs; write both again."
     )
-
-
-def _kinds_for(result: MaskResult, stem: str, sub: str | None) -> list[str]:
-    """Kinds whose components are named like this, the likeliest first."""
-    if sub == "n":
-        return [kind for kind, values in result.values.items() if "neuron" in kind and values.ndim == 2]
-    if sub == "h":
-        return [kind for kind, values in result.values.items() if "neuron" not in kind and values.ndim == 2]
-    columns = [kind for kind, values in result.values.items() if values.ndim == 1]
-    return sorted(columns, key=lambda kind: kind.startswith("mlp") != (stem == "m"))
 
 
 def check(result: MaskResult) -> None:

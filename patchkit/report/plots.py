@@ -102,36 +102,52 @@ def baselines_figure(result: MaskResult) -> Figure:
 
 
 def history_keys(result: MaskResult) -> list[str]:
-    """What was recorded during training, in the order it was written; `step` is the axis, not a curve."""
-    return list(dict.fromkeys(key for entry in result.history for key in entry if key != "step"))
+    """What was recorded during training, in the order it was written; `step` and `lambda` say when, not what."""
+    return [
+        key
+        for key in dict.fromkeys(key for entry in result.history for key in entry)
+        if key not in ("step", "lambda")
+    ]
 
 
 @style()
 def history_figure(result: MaskResult, keys: Sequence[str] | None = None) -> Figure:
-    """One small panel per recorded quantity against the training step (all of `history_keys` when `keys` is None)."""
+    """One small panel per recorded quantity against the training step (all of `history_keys` when None).
+
+    Steps of the stages of a lambda path are counted on; a thin line marks where the next stage starts.
+    """
     wanted = list(history_keys(result) if keys is None else keys)
     if not wanted:
         raise InputError("the mask has no training history to draw: mask.json field history is empty.")
-    steps = [entry.get("step", float(place)) for place, entry in enumerate(result.history)]
-    rising = all(one < two for one, two in zip(steps, steps[1:], strict=False))
-    # A lambda path starts its count again at every point: then the order of the records is the only common
-    # axis.
-    axis = steps if rising else [float(place) for place in range(len(steps))]
+    steps, starts = _counted_on(
+        [entry.get("step", float(place)) for place, entry in enumerate(result.history)]
+    )
     figure = figure_of(3.5 * len(wanted), 2.4)
     for axes, key in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
-        kept = [(x, entry[key]) for x, entry in zip(axis, result.history, strict=True) if key in entry]
-        axes.plot(
-            [x for x, _ in kept],
-            [y for _, y in kept],
-            color=LIGHT["s0"],
-            marker="." if len(kept) < 40 else None,
-        )
+        kept = [(x, entry[key]) for x, entry in zip(steps, result.history, strict=True) if key in entry]
+        for start in starts:
+            axes.axvline(start, color=LIGHT["line"], lw=0.8, zorder=1)
+        marker = "." if len(kept) < 40 else None
+        axes.plot([x for x, _ in kept], [y for _, y in kept], color=LIGHT["s0"], marker=marker)
         axes.set_title(label(key.replace("_", " ")))
-        axes.set_xlabel("step" if rising else "record, over all stages")
+        axes.set_xlabel("step, over all lambdas" if starts else "step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         quiet_axes(axes)
     return figure
+
+
+def _counted_on(steps: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Steps that begin anew at every stage as one rising count, and where each later stage begins."""
+    counted: list[float] = []
+    starts: list[float] = []
+    offset = 0.0
+    for place, step in enumerate(steps):
+        if place and step <= steps[place - 1]:
+            offset = counted[-1]
+            starts.append(offset)
+        counted.append(offset + step)
+    return counted, starts
 
 
 @style()

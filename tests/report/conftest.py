@@ -57,7 +57,7 @@ def make_result(
     chosen = CHOSEN if chosen is None else chosen
     generator = torch.Generator().manual_seed(0)
     head = 1 - 0.12 * torch.rand(layers, heads, generator=generator) ** 4
-    mlp = 1 - 0.3 * torch.rand(layers, generator=generator) ** 3
+    mlp = 1 - 0.3 * torch.rand(layers, 1, generator=generator) ** 3
     for name in chosen:
         layer = int(name[1:].split(".")[0])
         if ".h" in name:
@@ -136,9 +136,10 @@ def make_result(
             for place, name in enumerate(chosen)
         ],
         history=[
-            {"step": float(step), "loss": 4 * 0.97**step + 0.1, "penalty": 36 * 0.98**step}
-            | ({"held-out joint": min(0.977, step / 90)} if step % 10 == 0 else {})
-            for step in range(160)
+            {"lambda": lam, "step": float(step), "loss": 4 * 0.97**step + 0.1, "soft": 30 * 0.98**step + 5}
+            | ({"held-out joint": min(0.977, step / 90)} if step % 20 == 0 else {})
+            for lam in (0.003, 0.01, 0.03, 0.1, 0.3)
+            for step in range(10, 170, 10)
         ],
         excluded={"target equals the unpatched answer": 31, "both answers are the same": 12},
         stopped="held-out joint score did not improve for 40 steps",

@@ -21,6 +21,7 @@ from PIL import Image
 from patchkit.errors import InputError
 from patchkit.report import plots
 from patchkit.report._palette import DARK, HEAT_MAX, LIGHT, rgb, series
+from patchkit.report._places import Place, locate
 from patchkit.results.study import AttentionExample
 
 
@@ -127,6 +128,32 @@ def test_names_on_small_cells_do_not_overlap(make: Any) -> None:
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize(
+    ("shapes", "names"),
+    [
+        ({"head": (3, 4), "mlp": (3, 1)}, {"a2.h3": ("head", 2, 3), "m1": ("mlp", 1, 0)}),
+        ({"z": (3, 1), "mlp_out": (3,)}, {"a2.h0": ("z", 2, 0), "m2": ("mlp_out", 2, 0)}),
+        (
+            {"layer": (3, 1), "attn_out": (3, 1)},
+            {"resid_post.2": ("layer", 2, 0), "attn_out.1": ("attn_out", 1, 0)},
+        ),
+        ({"q": (3, 4), "k": (3, 2)}, {"q.1.h3": ("q", 1, 3), "k.0.h1": ("k", 0, 1)}),
+    ],
+)
+def test_every_kind_of_component_is_found_and_drawn(
+    make: Any, shapes: dict[str, Any], names: dict[str, Any]
+) -> None:
+    values = {kind: torch.ones(shape) for kind, shape in shapes.items()}
+    result = make.result(chosen=[]).model_copy(update={"values": values, "chosen": list(names), "pruned": []})
+    for name, place in names.items():
+        assert locate(result, name) == Place(*place)
+    figure = plots.mask_figure(result)
+    plots.to_png(figure, 40)
+    patches = [patch for axes in figure.axes for patch in axes.patches if isinstance(patch, Rectangle)]
+    outlined = {patch.get_gid(): tuple(np.asarray(patch.get_center()).tolist()) for patch in patches}
+    assert outlined == {name: (float(index), float(layer)) for name, (_, layer, index) in names.items()}
+
+
 def test_neurons_are_dots_where_the_alternate_is_put_in(make: Any) -> None:
     values = torch.ones(3, 500)
     values[2, 417] = 0.0
@@ -172,13 +199,14 @@ def test_baselines_show_each_random_set(make: Any) -> None:
 
 def test_history_skips_what_a_step_did_not_record(make: Any) -> None:
     result = make.result()
-    assert plots.history_keys(result) == ["loss", "penalty", "held-out joint"]
+    assert plots.history_keys(result) == ["loss", "soft", "held-out joint"]
     loss, _, joint = plots.history_figure(result).axes
-    assert len(xs(loss.lines[0])) == 160
-    assert xs(joint.lines[0]) == list(range(0, 160, 10))
-    again = [{"step": float(step % 3), "loss": float(step)} for step in range(6)]
+    assert len(xs(loss.lines[-1])) == 80
+    assert xs(joint.lines[-1])[:9] == [20, 40, 60, 80, 100, 120, 140, 160, 180]
+    again = [{"lambda": lam, "step": float(step), "loss": 1.0} for lam in (0.1, 0.3) for step in (5, 10, 20)]
     (axes,) = plots.history_figure(result.model_copy(update={"history": again})).axes
-    assert xs(axes.lines[0]) == list(range(6))
+    stage, curve = axes.lines
+    assert xs(curve) == [5, 10, 20, 25, 30, 40] and xs(stage) == [20, 20]
 
 
 def test_attention_groups_heads_of_one_prompt(make: Any) -> None:
