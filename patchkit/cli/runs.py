@@ -45,6 +45,11 @@ def rerun(
     from patchkit.results.manifest import file_sha256, package_versions, read_manifest
 
     manifest = read_manifest(directory)
+    if manifest.status != "done":
+        raise InputError(
+            f"{directory}: this run is {manifest.status}, so there are no numbers to compare with; "
+            "finish it first, with its own command and --resume."
+        )
     first = directory.resolve()
     second = (out or first.with_name(f"{first.name}-rerun")).resolve()
     for option, file in manifest.inputs.items():

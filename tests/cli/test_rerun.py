@@ -119,6 +119,7 @@ def test_a_changed_input_file_is_refused(first: Path) -> None:
         ({"command": "dance"}, "`patchkit dance`, which this version lacks"),
         ({"options": {"colour": "blue"}}, "no option --colour"),
         ({"command": 3}, "field command"),
+        ({"status": "interrupted"}, "this run is interrupted"),
     ],
 )
 def test_a_manifest_that_cannot_be_followed_is_refused(
