@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Before nnsight, which adds a method to `object` that beartype cannot be imported after.
+import beartype  # noqa: F401
 import torch
 
 torch.set_num_threads(1)

@@ -169,10 +169,12 @@ def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> Non
         for layer in layers:
             _check_stream_after(model, run, layer, row, kind)
     # Further layers differ for another reason: the stream that reaches them was changed below.
-    values = run.values[Site("v", 0)][:, :, 1:]
-    if values.numel():
+    values = run.values[Site("v", 0)]
+    if not bool((values[single, :, 0] != values[0, :, 0]).any()):
+        _refuse(model, "writing one head of 'v_proj' leaves that head of 'v' as it is (is `packing` right?)")
+    if model.dims.n_kv_heads > 1:
         what = "writing one head of 'v_proj' changes other heads of 'v' (is `packing` right?)"
-        _agree(model, values[single], values[0], what)
+        _agree(model, values[single, :, 1:], values[0, :, 1:], what)
 
 
 def _check_stream_after(model: PatchModel, run: Captured, layer: int, row: int, kind: str) -> None:

@@ -13,6 +13,7 @@ from tests.comparisons import (
     LAYERS,
     PROMPTS,
     agree,
+    check_attention,
     check_gradients,
     check_patches,
     check_reads,
@@ -54,6 +55,7 @@ def test_float64_agrees_to_1e_10(family: str) -> None:
     check_reads(model, twin, kinds_of(family), tolerance=1e-10)
     check_gradients(model, twin, kinds_of(family), tolerance=1e-10)
     check_patches(model, twin, kinds_of(family), tolerance=1e-10)
+    check_attention(model, twin, tolerance=1e-10)
 
 
 @every_family
@@ -101,29 +103,28 @@ def test_queries_and_keys_are_what_norms_and_rotary_make_of_the_projections(fami
 
 @every_family
 @pytest.mark.parametrize("position", [-1, 1])
-def test_attention_equals_the_models_own_probabilities(family: str, position: int) -> None:
-    """`output_attentions` of the eager implementation, one unpadded prompt at a time; and the oracle's own."""
-    model, twin = pair(family)
+def test_attention_equals_the_oracle(family: str, position: int) -> None:
+    check_attention(*pair(family), position)
+
+
+@every_family
+def test_attention_equals_the_models_own_probabilities(family: str) -> None:
+    """`output_attentions` of the eager implementation, for the same padded batch."""
+    model, _ = pair(family)
     eager = build(family)
     eager.set_attn_implementation("eager")
     batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
-    found = attention_from(model, batch, [2, 0, 1], positions(batch, position))
-    assert list(found) == [0, 1, 2]
-    for row, ids in enumerate(PROMPTS):
-        with torch.no_grad():
-            theirs = eager(input_ids=torch.tensor([ids]), output_attentions=True, use_cache=False).attentions
-        by_hand = oracles.run(twin, ids).attention
-        for layer in LAYERS:
-            pattern = found[layer][row]
-            agree(
-                pattern[:, -len(ids) :],
-                theirs[layer][0, :, position],
-                f"attention of layer {layer}, row {row}",
-            )
-            agree(
-                pattern[:, -len(ids) :], by_hand[layer][:, position], f"attention of layer {layer}, row {row}"
-            )
-            assert not pattern[:, : -len(ids)].any(), "attention to padding"
+    found = attention_from(model, batch, LAYERS, positions(batch, -1))
+    with torch.no_grad():
+        theirs = eager(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            output_attentions=True,
+            use_cache=False,
+        ).attentions
+    for layer in LAYERS:
+        agree(found[layer], theirs[layer][:, :, -1], f"attention of layer {layer}")
 
 
 def test_windows_and_caps_of_the_cases_are_felt() -> None:
@@ -141,14 +142,3 @@ def test_windows_and_caps_of_the_cases_are_felt() -> None:
         assert windowed
         for layer in LAYERS:
             assert bool((attention[layer][:, -1, 0] == 0).all()) == (layer in windowed)
-
-
-@exact_families
-def test_float64_attention_is_exact(family: str) -> None:
-    model, twin = pair(family, torch.float64)
-    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
-    found = attention_from(model, batch, [1], positions(batch, -1))[1]
-    for row, ids in enumerate(PROMPTS):
-        expected = oracles.run(twin, ids).attention[1][:, -1]
-        # A sliding window's and a model's own softmax may be taken in float32; the oracle's and ours are not.
-        agree(found[row, :, -len(ids) :], expected, f"row {row}", 1e-10)

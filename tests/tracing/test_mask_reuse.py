@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
 from patchkit.data.batch import Batch, positions
 from patchkit.errors import InputError
-from patchkit.model import KINDS, PatchModel, Site
+from patchkit.model import KINDS, Site
 from patchkit.tracing import Blend, Prefix, blended_logits, capture, compute_prefix
-from tests import oracles
-from tests.comparisons import PROMPTS, agree, kinds_of, metric, pair
+from tests.blending import (
+    OTHERS,
+    agree_on_gradients,
+    alternates,
+    blends,
+    by_oracle,
+    check_blends,
+    masks,
+    sites_of_kinds,
+    with_gradients,
+)
+from tests.comparisons import PROMPTS, agree, kinds_of, pair
 from tests.families import FAMILIES
 
-#: As long as PROMPTS, other tokens.
-OTHERS = ((4, 4, 31, 7, 19, 2, 13), (25, 12, 36, 1), (10, 22, 2, 9, 3, 17, 6, 5, 29, 8))
 #: The kinds that masks are made of, and each group of kinds that is reached in one way.
 GROUPS = (
     ("z", "mlp_out"),
@@ -27,87 +33,6 @@ GROUPS = (
     ("resid_mid", "attn_out"),
 )
 every_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def alternates(
-    model: PatchModel, sites: Sequence[Site], prompts: Sequence[Sequence[int]] = OTHERS
-) -> dict[Site, Tensor]:
-    other = Batch.from_ids(prompts, pad_id=model.pad_id)
-    return dict(capture(model, other, sites, columns=positions(other, -1)).values)
-
-
-def sites_of_kinds(model: PatchModel, kinds: Sequence[str]) -> list[Site]:
-    return [Site(kind, layer) for kind in kinds for layer in reversed(range(model.dims.n_layers))]
-
-
-def masks(
-    model: PatchModel, sites: Sequence[Site], rows: int | None = None, seed: int = 0
-) -> dict[Site, Tensor]:
-    """Random leaves between 0 and 1: one mask for all rows, or one a row."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = () if rows is None else (rows,)
-    return {
-        site: torch.rand(*shape, KINDS[site.kind].count(model.dims), generator=generator).requires_grad_()
-        for site in sites
-    }
-
-
-def blends(keep: dict[Site, Tensor], alternate: dict[Site, Tensor]) -> list[Blend]:
-    return [Blend(site, keep[site], alternate[site]) for site in keep]
-
-
-def of_row(alternate: dict[Site, Tensor], row: int) -> dict[Site, Tensor]:
-    return {site: value[row : row + 1] for site, value in alternate.items()}
-
-
-def with_gradients(
-    model: PatchModel,
-    run: Batch | Prefix,
-    keep: dict[Site, Tensor],
-    alternate: dict[Site, Tensor],
-    columns: Tensor,
-) -> tuple[Tensor, list[Tensor]]:
-    logits = blended_logits(model, run, blends(keep, alternate), columns)
-    return logits.detach(), list(torch.autograd.grad(metric(logits).sum(), list(keep.values())))
-
-
-def by_oracle(
-    family: str, keep: dict[Site, Tensor], alternate: dict[Site, Tensor], places: Sequence[int]
-) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and the gradient of each mask summed over prompts, one prompt at a time."""
-    _, twin = pair(family)
-    logits, total = [], [torch.zeros_like(value) for value in keep.values()]
-    for row, (ids, place) in enumerate(zip(PROMPTS, places, strict=True)):
-        edits = {}
-        for site, value in keep.items():
-            mine = value if value.ndim == 1 else value[row]
-            per_node = mine[:, None] if KINDS[site.kind].unit in ("head", "kv_head") else mine
-            edits[site.kind, site.layer] = blending(per_node, alternate[site][row], place)
-        run = oracles.run(twin, ids, edits, grad=True)
-        found = torch.autograd.grad(metric(run.logits[None]).sum(), list(keep.values()), allow_unused=True)
-        total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
-        logits.append(run.logits.detach())
-    return torch.stack(logits), total
-
-
-def blending(keep: Tensor, alternate: Tensor, place: int) -> oracles.Edit:
-    def edit(activation: Tensor) -> Tensor:
-        mixed = keep * activation[place] + (1 - keep) * alternate
-        before = activation[: len(activation) + place] if place < 0 else activation[:place]
-        after = activation[len(before) + 1 :]
-        return torch.cat([before, mixed[None], after])
-
-    return edit
-
-
-def agree_on_gradients(
-    found: list[Tensor], expected: list[Tensor], keep: dict[Site, Tensor], what: str
-) -> None:
-    """On the scale of all masks' gradients together: a single mask's may cancel to almost nothing."""
-    floor = max(float(value.abs().max()) for value in expected)
-    assert floor > 1e-3, f"{what}: gradients too small to compare"
-    for site, mine, theirs in zip(keep, found, expected, strict=True):
-        agree(mine, theirs, f"{what}: gradient of the mask of {site}", 1e-5, floor)
 
 
 @every_family
@@ -139,22 +64,9 @@ def test_keeping_nothing_at_the_last_token_is_the_alternate_run(family: str) -> 
 @every_family
 @pytest.mark.parametrize("kinds", GROUPS, ids="+".join)
 def test_blends_equal_the_oracle_with_and_without_reuse(family: str, kinds: tuple[str, ...]) -> None:
-    """Logits and gradients, plain and from prefixes of every useful length, at another position in each row."""
-    model, _ = pair(family)
-    kinds = tuple(kind for kind in kinds if kind in kinds_of(family))
-    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
-    sites = sites_of_kinds(model, kinds)
-    keep, alternate = masks(model, sites), alternates(model, sites)
-    for places, starts in (((-1, -1, -1), (9, 6, 0)), ((-1, -3, -2), (7, 4))):
-        columns = positions(batch, places)
-        logits, gradients = by_oracle(family, keep, alternate, places)
-        found, mine = with_gradients(model, batch, keep, alternate, columns)
-        agree(found, logits, "plain")
-        agree_on_gradients(mine, gradients, keep, "plain")
-        for start in starts:
-            found, mine = with_gradients(model, compute_prefix(model, batch, start), keep, alternate, columns)
-            agree(found, logits, f"prefix of {start}")
-            agree_on_gradients(mine, gradients, keep, f"prefix of {start}")
+    """At the last token, and at another position in each row; from the shortest and the longest prefix that can be."""
+    check_blends(family, kinds, places=(-1, -1, -1), starts=(0, 9))
+    check_blends(family, kinds, places=(-1, -3, -2), starts=(7,))
 
 
 @every_family
@@ -173,7 +85,12 @@ def test_prompts_shorter_than_the_window_and_one_of_a_single_token(family: str) 
         agree_on_gradients(mine, gradients, keep, f"prefix of {start}")
     for row, ids in enumerate(prompts):
         alone = Batch.from_ids([ids])
-        single = blended_logits(model, alone, blends(keep, of_row(alternate, row)), positions(alone, -1))
+        single = blended_logits(
+            model,
+            alone,
+            blends(keep, {site: value[row : row + 1] for site, value in alternate.items()}),
+            positions(alone, -1),
+        )
         agree(single[0].detach(), logits[row], f"row {row} alone")
 
 
