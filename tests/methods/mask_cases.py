@@ -1,4 +1,4 @@
-"""Triples for the tests of masks: random ones for random models, and those of which the handmade model's circuit is known."""
+"""Triples for the tests of masks: random ones for random models, and some for the handmade model."""
 
 from __future__ import annotations
 
