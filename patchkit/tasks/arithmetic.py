@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,11 @@ DIGITS = 9
 
 # One (x, y) in four is for testing.
 _ONE_IN = 4
+
+
+@cache
+def _split_of(x: int, y: int) -> Split:
+    return split_by_hash(f"{x} {y}", _ONE_IN)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Sum:
 
     @property
     def split(self) -> Split:
-        return split_by_hash(f"{self.x} {self.y}", _ONE_IN)
+        return _split_of(self.x, self.y)
 
     def text(self) -> str:
         """The published prompt; it ends in a space."""
@@ -208,7 +214,7 @@ def pairs(
     tokenizer: PreTrainedTokenizerBase | None,
     n: int,
     seed: int,
-    split: Split = "test",
+    split: str = "test",
     trailing_space: bool = True,
 ) -> list[Pair]:
     """Pairs of `value_dependence`: the corrupt prompt has another x, and `wrong` is its answer's first token.

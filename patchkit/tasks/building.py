@@ -19,8 +19,15 @@ Kind = Literal["dependence", "invariance", "third"]
 
 _SPLITS: dict[str, Split] = {"train": "train", "test": "test"}
 
-# Draws per wanted triple before giving up; the tightest cell of the tasks here needs a few dozen.
+# Draws in a row without a new triple before giving up; the tightest cell of the tasks needs a few dozen.
 _PATIENCE = 2000
+
+
+def require_split(split: str) -> Split:
+    """The same split; InputError if it is neither `train` nor `test`."""
+    if split not in _SPLITS:
+        raise InputError(f"split must be 'train' or 'test', found {split!r}")
+    return _SPLITS[split]
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,7 @@ class Desideratum:
         self, tokenizer: PreTrainedTokenizerBase | None, n: int, seed: int, split: str, **options: object
     ) -> Dataset:
         """`n` triples of one split; the same seed gives the same triples."""
-        known = _SPLITS.get(split)
-        if known is None:
-            raise InputError(f"split must be 'train' or 'test', found {split!r}")
-        return self.make(tokenizer, n, seed, known, **options)
+        return self.make(tokenizer, n, seed, require_split(split), **options)
 
 
 @dataclass(frozen=True)
@@ -99,20 +103,20 @@ def collect(name: str, n: int, draw: Callable[[int], Triple | Excluded]) -> Data
     triples: list[Triple] = []
     seen: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     left_out: dict[str, int] = {}
-    for _ in range(n * _PATIENCE):
+    fruitless = 0
+    while len(triples) < n:
         drawn = draw(len(triples))
+        fruitless += 1
         if isinstance(drawn, Excluded):
             left_out[drawn.reason] = left_out.get(drawn.reason, 0) + 1
         elif (drawn.original_ids, drawn.alternate_ids) not in seen:
             seen.add((drawn.original_ids, drawn.alternate_ids))
             triples.append(drawn)
-            if len(triples) == n:
-                break
-    else:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "they repeat"
-        raise InputError(
-            f"{name}: only {len(triples)} of {n} triples could be made ({reasons}); ask for fewer"
-        )
+            fruitless = 0
+        if fruitless == _PATIENCE:
+            raise InputError(
+                f"{name}: only {len(triples)} of {n} different triples could be made; ask for fewer"
+            )
     dataset = to_dataset(triples)
     dataset.info.description = json.dumps({"desideratum": name, "n": n, "excluded": left_out})
     return dataset

@@ -243,7 +243,7 @@ DESIDERATA = (object_value, positional, box_label_value)
 
 
 def pairs(
-    tokenizer: PreTrainedTokenizerBase | None, n: int, seed: int, split: Split = "test", boxes: int = BOXES
+    tokenizer: PreTrainedTokenizerBase | None, n: int, seed: int, split: str = "test", boxes: int = BOXES
 ) -> list[Pair]:
     """Pairs of `object_value`: the corrupt prompt has other objects and labels and asks about a random box of
     its own, as in the published path patching; `wrong` is its answer. The span `last` is the last token.

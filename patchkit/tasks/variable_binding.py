@@ -28,7 +28,6 @@ from patchkit.tasks._binding import (
     Setting,
     desideratum,
 )
-from patchkit.tasks.building import Split
 from patchkit.tasks.language import Binding, Context, Query
 
 
@@ -231,7 +230,7 @@ def pairs(
     tokenizer: PreTrainedTokenizerBase,
     n: int,
     seed: int,
-    split: Split = "test",
+    split: str = "test",
     form: str | None = None,
     operations: tuple[str, ...] = lang.OPERATIONS,
 ) -> list[Pair]:
