@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click.core import ParameterSource
 
 from patchkit.cli.console import give, hush_loading, plain_table, results, say
 from patchkit.cli.options import (
@@ -26,6 +26,7 @@ from patchkit.cli.options import (
     options_of,
 )
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.runs import command_arguments
 from patchkit.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def mask(
         components=_words(components, "--components"),
         position=position,
         train_on=_words(train_on, "--train-on") if train_on is not None else None,
-        objective=Objective(loss, sparsity),  # pyright: ignore[reportArgumentType]
+        objective=Objective(loss, sparsity),
         schedule=Schedule(lambdas=_lambdas(lambdas, sparsity), steps=steps, steps_after=steps_after, lr=lr),
         seeds=tuple(range(seed, seed + mask_seeds)),
         own_masks=own_masks,
@@ -159,7 +160,10 @@ def mask(
         result = result.model_copy(update={"excluded": excluded | result.excluded})
         result.save(run.path)
         used = sum(d.n_train + d.n_test for d in result.desiderata)
-        run.record(pairs=PairCounts(total=used + sum(result.excluded.values()), used=used))
+        run.record(
+            pairs=PairCounts(total=used + sum(result.excluded.values()), used=used),
+            cost=result.forward_equivalents,
+        )
         _end(run, result, quiet)
 
 
@@ -211,15 +215,24 @@ def _study(
         card = summary(zoo.card(model)) if model in zoo.names() else {}
         with progress_bar(quiet) as progress:
             result, _ = run_study(
-                loaded, run.path, options, command=_command_line(), model_card=card, progress=progress
+                loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
             )
         used = sum(d.n_train + d.n_test for d in result.desiderata)
-        run.record(pairs=PairCounts(total=used + sum(result.excluded.values()), used=used))
+        run.record(
+            pairs=PairCounts(total=used + sum(result.excluded.values()), used=used),
+            cost=result.forward_equivalents,
+        )
         _end(run, result, quiet)
 
 
-def _command_line() -> str:
-    return shlex.join(["patchkit", *sys.argv[1:]])
+def _command_line(ctx: typer.Context) -> str:
+    """What to type to do this again: the options that are not defaults."""
+    changed = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return shlex.join(["patchkit", str(ctx.info_name), *command_arguments(ctx.command, changed)])
 
 
 def _load(model: str, dtype: str | None, device_map: str | None, attn: str | None) -> PatchModel:

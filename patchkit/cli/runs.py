@@ -74,7 +74,12 @@ def rerun(
         raise InputError(f"{directory}: made by `patchkit {manifest.command}`, which this version lacks.")
     options = {**manifest.options, **{option: file.path for option, file in manifest.inputs.items()}}
     with _working_directory(Path(manifest.directory)):
-        arguments = ["--out", str(second), *(["--quiet"] if quiet else []), *_arguments(command, options)]
+        arguments = [
+            "--out",
+            str(second),
+            *(["--quiet"] if quiet else []),
+            *command_arguments(command, options),
+        ]
         with command.make_context(manifest.command, arguments, parent=ctx.find_root()) as inner:
             command.invoke(inner)
     differences = compare_runs(first, second)
@@ -88,7 +93,7 @@ def rerun(
         raise RunError(f"{second}: the numbers differ from {first} by up to {worst:.3g}, over {tolerance:g}.")
 
 
-def _arguments(command: Any, options: dict[str, Any]) -> list[str]:
+def command_arguments(command: Any, options: dict[str, Any]) -> list[str]:
     """The command line that gives a command these options. InputError for an option it does not know."""
     known = {parameter.name: parameter for parameter in command.params}
     unknown = sorted(options.keys() - known.keys())

@@ -26,7 +26,7 @@ _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1
 GAIN = 5.0
 
 
-def row_losses(loss: Loss, logits: Float[Tensor, "row vocab"], chunk: Chunk) -> Float[Tensor, " row"]:
+def row_losses(loss: str, logits: Float[Tensor, "row vocab"], chunk: Chunk) -> Float[Tensor, " row"]:
     """The loss of each triple under a mask.
 
     `published` (arXiv 2307.03637, the authors' code): with d = logit[target] - logit[rival] and d0 the same without
@@ -47,9 +47,9 @@ class DirectMask:
             by one; `l1`: lambda * sum(1 - w).
     """
 
-    def __init__(self, start: Float[Tensor, " n"], sparsity: Sparsity, lam: float) -> None:
+    def __init__(self, start: Float[Tensor, " n"], sparsity: str, lam: float) -> None:
         self.values = start.clone().requires_grad_(True)
-        self.sparsity: Sparsity = sparsity
+        self.sparsity = sparsity
         self.lam = lam
 
     @property
@@ -128,8 +128,8 @@ def check_fraction(lam: float) -> None:
 class Objective:
     """How a mask is trained: its loss, its price, and the price's weights from light to heavy."""
 
-    loss: Loss = "cross-entropy"
-    sparsity: Sparsity = "l0.5"
+    loss: str = "cross-entropy"
+    sparsity: str = "l0.5"
 
     def __post_init__(self) -> None:
         for what, value, known in (("loss", self.loss, Loss), ("sparsity", self.sparsity, Sparsity)):

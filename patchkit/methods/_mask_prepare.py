@@ -21,9 +21,16 @@ from patchkit.runtime import MAX_BATCH_TOKENS, Cost, length_buckets
 from patchkit.tracing import Blend, Prefix, blended_logits, capture, compute_prefix
 
 
+@dataclass
+class Tally:
+    """What was really paid, in token-forwards (see `patchkit.runtime.Cost`)."""
+
+    token_forwards: float = 0.0
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """Some triples, ready: `rows` are their places in the whole list."""
+    """Some triples, ready: `rows` are their places in the whole list; every masked run is added to `tally`."""
 
     rows: Int[Tensor, " row"]
     run: Batch | Prefix
@@ -35,6 +42,7 @@ class Chunk:
     rival: Int[Tensor, " row"]
     invariant: Tensor
     base_difference: Float[Tensor, " row"]
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ def prepare(
     position: str = "last",
     reuse: bool = True,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    tally: Tally | None = None,
 ) -> Prepared:
     """Caches everything about the triples that no mask changes.
 
@@ -67,6 +76,7 @@ def prepare(
         triples: by desideratum.
         position: `last`, or the name of a one-token span that every triple has.
         reuse: keep the keys and values before the masked position; False runs whole prompts (the slow, plain way).
+        tally: where the cost is counted.
 
     Raises:
         InputError: a triple without the span, an empty desideratum.
@@ -77,9 +87,10 @@ def prepare(
             raise InputError(f"desideratum '{name}' has no triples")
     members = [triple for _, triple in flat]
     original_at, alternate_at = span_positions(members, position)
+    tally = tally or Tally()
     longest = [max(len(triple.original_ids), len(triple.alternate_ids)) for triple in members]
     chunks = [
-        _prepare_chunk(model, layout, flat, torch.tensor(rows), original_at, alternate_at, reuse)
+        _prepare_chunk(model, layout, flat, torch.tensor(rows), original_at, alternate_at, reuse, tally)
         for rows in length_buckets(longest, max_batch_tokens)
     ]
     invariant = torch.cat([chunk.invariant for chunk in chunks])
@@ -97,6 +108,7 @@ def _prepare_chunk(
     original_at: Sequence[int],
     alternate_at: Sequence[int],
     reuse: bool,
+    tally: Tally,
 ) -> Chunk:
     members = [flat[i][1] for i in rows.tolist()]
     original = Batch.from_ids([t.original_ids for t in members], pad_id=model.pad_id)
@@ -107,6 +119,7 @@ def _prepare_chunk(
     run = compute_prefix(model, original, int(columns.min())) if reuse else original
     with torch.no_grad():
         own = blended_logits(model, run, [], columns).float()
+    tally.token_forwards += float(original.lengths.sum() + alternate.lengths.sum())
     target = torch.tensor([t.target_id for t in members], device=own.device)
     own_answer = _known([t.original_answer_id for t in members], own.argmax(-1))
     alternate_answer = _known([t.alternate_answer_id for t in members], seen.logits.argmax(-1).to(own.device))
@@ -124,6 +137,7 @@ def _prepare_chunk(
         rival=rival,
         invariant=invariant,
         base_difference=difference(own, target, rival),
+        tally=tally,
     )
 
 
@@ -144,6 +158,10 @@ def masked_logits(
     model: PatchModel, layout: Layout, chunk: Chunk, keep: Float[Tensor, " n"]
 ) -> Float[Tensor, "row vocab"]:
     """Last-position logits of a chunk's originals under a mask; differentiable in `keep`."""
+    batch = chunk.run.batch if isinstance(chunk.run, Prefix) else chunk.run
+    start = chunk.run.start if isinstance(chunk.run, Prefix) else 0
+    run_tokens = float(batch.attention_mask[:, start:].sum())
+    chunk.tally.token_forwards += run_tokens * (2 if keep.requires_grad else 1)
     blends = [Blend(site, values, chunk.alternates[site]) for site, values in layout.by_site(keep).items()]
     return blended_logits(model, chunk.run, blends, chunk.columns).float()
 

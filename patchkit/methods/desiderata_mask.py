@@ -19,7 +19,7 @@ from patchkit.methods._mask_checkpoint import Checkpoint
 from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import Objective, check_fraction
-from patchkit.methods._mask_prepare import Prepared, prepare
+from patchkit.methods._mask_prepare import Prepared, Tally, prepare
 from patchkit.methods._mask_train import PathPoint, PathResult, Schedule, train_path
 from patchkit.methods._mask_triples import make_splits
 from patchkit.model import PatchModel
@@ -126,15 +126,16 @@ def learn_mask(
         else [splits.train]
     )
     parts = [*together, splits.validation, splits.test]
+    tally = Tally()
     ready: list[Prepared] = []
     for place, part in enumerate(parts):
         say("caching activations", place, len(parts))
-        ready.append(_prepare(model, layout, part, options))
+        ready.append(_prepare(model, layout, part, options, tally))
     say("caching activations", len(parts), len(parts))
     *training, validation, test = ready
     kept_paths = Checkpoint(checkpoint, _what_paths_depend_on(model, triples, options))
     trainer = _Trainer(
-        model, layout, options, splits.train, splits.validation, training, validation, kept_paths, say
+        model, layout, options, splits.train, splits.validation, training, validation, kept_paths, say, tally
     )
     runs = [(seed, trainer.path(seed)) for seed in options.seeds]
     chosen = [trainer.choose(path) for _, path in runs]
@@ -173,6 +174,7 @@ def learn_mask(
         excluded=splits.excluded,
         stopped="; ".join(diverged) or runs[best][1].stopped,
         diverged=bool(diverged),
+        forward_equivalents=tally.token_forwards / sum(len(triple.original_ids) for triple in triples),
         values=layout.by_kind(point.values),
     )
 
@@ -193,13 +195,14 @@ def _what_paths_depend_on(model: PatchModel, triples: Sequence[Triple], options:
 
 
 def _prepare(
-    model: PatchModel, layout: Layout, triples: dict[str, list[Triple]], options: MaskOptions
+    model: PatchModel, layout: Layout, triples: dict[str, list[Triple]], options: MaskOptions, tally: Tally
 ) -> Prepared:
     return prepare(
         model,
         layout,
         triples,
         position=options.position,
+        tally=tally,
         reuse=options.reuse,
         max_batch_tokens=options.max_batch_tokens,
     )
@@ -254,6 +257,7 @@ class _Trainer:
     validation: Prepared
     checkpoint: Checkpoint
     say: Progress
+    tally: Tally
 
     def _run(self, name: str, training: list[Prepared], validation: Prepared, seed: int) -> PathResult:
         found = self.checkpoint.load(name)
@@ -286,8 +290,10 @@ class _Trainer:
         found = []
         ready = {part.names: part for part in self.training}
         for name, members in self.train.items():
-            own = ready.get((name,)) or _prepare(self.model, self.layout, {name: members}, self.options)
-            alone = _prepare(self.model, self.layout, {name: self.held[name]}, self.options)
+            own = ready.get((name,)) or _prepare(
+                self.model, self.layout, {name: members}, self.options, self.tally
+            )
+            alone = _prepare(self.model, self.layout, {name: self.held[name]}, self.options, self.tally)
             path = self._run(f"alone {name}", [own], alone, self.options.seeds[0])
             found.append((name, path, self._choose(path, alone)))
         return found

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Progress = Callable[[str, int, int], None]
 
 #: Padded tokens in one batch unless the caller says otherwise.
-MAX_BATCH_TOKENS = 8192
+MAX_BATCH_TOKENS = 16384
 
 
 def length_buckets(lengths: Sequence[int], max_batch_tokens: int = MAX_BATCH_TOKENS) -> list[list[int]]:
