@@ -33,11 +33,13 @@ class Blend:
 
     def apply(self, own: Tensor) -> Tensor:
         """Blends the run's own activation at the position, `[batch, ...]` as `alternate`."""
-        keep = self.keep.to(device=own.device, dtype=own.dtype)
-        alternate = self.alternate.to(device=own.device, dtype=own.dtype)
+        # In float32 at least: a mask's gradient is a sum that half precision would round away.
+        precise = torch.promote_types(own.dtype, torch.float32)
+        keep = self.keep.to(device=own.device, dtype=precise)
+        alternate = self.alternate.to(device=own.device, dtype=precise)
         if KINDS[self.site.kind].unit in ("head", "kv_head"):
             keep = keep.unsqueeze(-1)
-        return torch.lerp(alternate, own, keep.expand_as(own))
+        return torch.lerp(alternate, own.to(precise), keep.expand_as(own)).to(own.dtype)
 
 
 def blended_logits(
