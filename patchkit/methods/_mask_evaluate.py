@@ -64,7 +64,8 @@ def gather(prepared: Prepared, attribute: str) -> Tensor:
 def share_by_name(prepared: Prepared, hits: Tensor) -> dict[str, float]:
     """Mean of a boolean per triple, by desideratum."""
     group = gather(prepared, "group")
-    return {name: float(hits[group == g].float().mean()) for g, name in enumerate(prepared.names)}
+    counts = [(int(hits[group == g].sum()), int((group == g).sum())) for g in range(len(prepared.names))]
+    return {name: hit / size for name, (hit, size) in zip(prepared.names, counts, strict=True)}
 
 
 def random_sets(n: int, size: int, count: int, seed: int) -> list[list[int]]:
@@ -73,6 +74,8 @@ def random_sets(n: int, size: int, count: int, seed: int) -> list[list[int]]:
     return [sorted(torch.randperm(n, generator=generator)[:size].tolist()) for _ in range(count)]
 
 
+#: Accuracies that differ by less are the same: 0.7 less a slack of 0.1 is 0.6, not a little more.
+ROUNDING = 1e-9
 #: Up to so many components are pruned one at a time.
 ONE_BY_ONE = 48
 
@@ -91,7 +94,7 @@ def prune(
         return joint_score(evaluate_mask(model, layout, prepared, layout.keep_all_but(components)))
 
     kept, dropped = list(chosen), []
-    floor = joint(kept) - slack
+    floor = joint(kept) - slack - ROUNDING
     while kept:
         without = {component: joint([c for c in kept if c != component]) for component in kept}
         cheapest = sorted(

@@ -1,0 +1,245 @@
+"""Sets of components: their scores against brute force, pruning, random sets, similarity, selection along a path."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pytest
+import torch
+
+from patchkit.data import Triple
+from patchkit.methods import MaskOptions, Objective, Schedule, _mask_evaluate, desiderata_mask, learn_mask
+from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
+from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_prepare import Prepared, Tally, prepare
+from patchkit.methods._mask_train import PathPoint, PathResult
+from tests import oracles
+from tests.comparisons import pair
+from tests.families import VOCAB
+
+FAMILY, KINDS = "llama-gqa", ("attn_out", "mlp_out")
+#: Flat order: kind by kind, layer by layer.
+PLACES = [(kind, layer) for kind in KINDS for layer in range(3)]
+EVERY_SET = [set(c) for n in range(7) for c in itertools.combinations(range(6), n)]
+
+
+@functools.cache
+def prompts() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    rng = random.Random(3)
+    return [
+        tuple(tuple(rng.randrange(3, VOCAB) for _ in range(rng.choice((3, 5)))) for _ in range(2))  # type: ignore[misc]
+        for _ in range(14)
+    ]
+
+
+@functools.cache
+def answers(components: frozenset[int]) -> list[int]:
+    """By the oracle: the answer to every original when exactly these are replaced at the last token."""
+    _, twin = pair(FAMILY)
+    found = []
+    for (original, _), (values, _) in zip(prompts(), alternates(), strict=True):
+        edits = {PLACES[c]: _replace_last(values[PLACES[c]][-1]) for c in components}
+        found.append(int(oracles.patched_logits(twin, original, edits).argmax()))
+    return found
+
+
+@functools.cache
+def alternates() -> list[tuple[dict[oracles.Place, torch.Tensor], torch.Tensor]]:
+    _, twin = pair(FAMILY)
+    return [oracles.read(twin, alternate) for _, alternate in prompts()]
+
+
+def _replace_last(value: torch.Tensor) -> oracles.Edit:
+    return lambda activation: torch.cat([activation[:-1], value[None]])
+
+
+def planted(components: Iterable[int]) -> list[Triple]:
+    """Triples whose targets are reached, by construction, when these components are patched; never when none is."""
+    reached, own, other = (
+        answers(frozenset(components)),
+        answers(frozenset()),
+        [int(v.argmax()) for _, v in alternates()],
+    )
+    return [
+        Triple("planted", o, a, target, original_answer_id=mine, alternate_answer_id=theirs)
+        for (o, a), target, mine, theirs in zip(prompts(), reached, own, other, strict=True)
+        if target != mine
+    ]
+
+
+def score_table(triples: Sequence[Triple]) -> Callable[[Iterable[int]], float]:
+    """Accuracy of any set, from the oracle's answers."""
+    places = [prompts().index((t.original_ids, t.alternate_ids)) for t in triples]
+
+    def score(components: Iterable[int]) -> float:
+        given = answers(frozenset(components))
+        return sum(given[i] == t.target_id for i, t in zip(places, triples, strict=True)) / len(triples)
+
+    return score
+
+
+def ready(triples: Sequence[Triple]) -> tuple[Layout, Prepared]:
+    model, _ = pair(FAMILY)
+    layout = Layout.build(KINDS, model.dims)
+    return layout, prepare(model, layout, {"planted": triples}, max_batch_tokens=20)
+
+
+def test_scores_of_all_sets_equal_brute_force() -> None:
+    model, _ = pair(FAMILY)
+    triples = planted({0, 4})
+    layout, prepared = ready(triples)
+    brute = score_table(triples)
+    seen = set()
+    for components in EVERY_SET:
+        found = evaluate_mask(model, layout, prepared, layout.keep_all_but(sorted(components)))
+        assert found == {"planted": pytest.approx(brute(components))}
+        seen.add(round(found["planted"], 3))
+    assert len(seen) > 3 and brute({0, 4}) == 1 and brute(set()) == 0
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.2])
+@pytest.mark.parametrize("truth", [{0}, {4}, {1, 3}, {0, 2, 5}], ids=str)
+def test_pruning_keeps_the_score_and_nothing_that_is_not_needed(truth: set[int], slack: float) -> None:
+    model, _ = pair(FAMILY)
+    triples = planted(truth)
+    layout, prepared = ready(triples)
+    score = score_table(triples)
+    for start in ([*range(6)], sorted(truth | {1, 4}), sorted(truth)):
+        kept, dropped = prune(model, layout, prepared, start, slack)
+        assert sorted(kept + dropped) == start
+        floor = score(start) - slack - 1e-9
+        assert score(kept) >= floor
+        for component in kept:
+            assert score(set(kept) - {component}) < floor, f"{component} is not needed"
+        enough = [s for s in EVERY_SET if s <= set(start) and score(s) >= floor]
+        smallest = min(len(s) for s in enough)
+        if sum(len(s) == smallest for s in enough) == 1 and all(min(enough, key=len) <= s for s in enough):
+            assert set(kept) == min(enough, key=len)
+
+
+@pytest.mark.parametrize("truth", [1, 2, 5])
+def test_a_learned_mask_is_as_good_and_as_small_as_brute_force_finds(truth: int) -> None:
+    """The model knows nothing; what is planted is one component that gives every target."""
+    model, _ = pair(FAMILY)
+    triples = planted({truth})
+    score = score_table(triples)
+    options = MaskOptions(
+        components=KINDS,
+        seeds=(0,),
+        own_masks=False,
+        slack=0.0,
+        random_sets=1,
+        objective=Objective("cross-entropy", "l0.5"),
+        schedule=Schedule(lambdas=(0.01, 0.05, 0.2), steps=40, steps_after=20, lr=0.05),
+    )
+    found = learn_mask(model, triples, options)
+    assert [s for s in EVERY_SET if len(s) <= 1 and score(s) == 1] == [{truth}]
+    assert found.chosen == [Layout.build(KINDS, model.dims).names[truth]]
+    assert found.joint["chosen"] == 1.0 and found.joint["empty"] == 0.0
+
+
+def synthetic(
+    monkeypatch: pytest.MonkeyPatch, scores: Callable[[set[int]], Mapping[str, float]]
+) -> list[set[int]]:
+    """Replaces evaluation by a function of the patched set; returns the list of sets it was asked for."""
+    asked: list[set[int]] = []
+
+    def evaluate(model: object, layout: Layout, prepared: object, keep: torch.Tensor) -> dict[str, float]:
+        asked.append({int(i) for i in (keep < 0.5).nonzero()})
+        return dict(scores(asked[-1]))
+
+    monkeypatch.setattr(_mask_evaluate, "evaluate_mask", evaluate)
+    monkeypatch.setattr(desiderata_mask, "evaluate_mask", evaluate)
+    return asked
+
+
+def test_pruning_drops_the_cheapest_first_and_the_lowest_number_of_equals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layout, prepared = ready(planted({0}))
+    worth = {0: 0.0, 1: 0.01, 2: 0.3, 3: 0.0, 4: 0.02, 5: 0.5}
+    synthetic(monkeypatch, lambda s: {"a": float(sum(worth[c] for c in s)), "b": 1.0})
+    model, _ = pair(FAMILY)
+    assert prune(model, layout, prepared, range(6), 0.0) == ([1, 2, 4, 5], [0, 3])
+    assert prune(model, layout, prepared, range(6), 0.015) == ([2, 4, 5], [0, 3, 1])
+    assert prune(model, layout, prepared, range(6), 0.05) == ([2, 5], [0, 3, 1, 4])
+    assert prune(model, layout, prepared, [], 0.0) == ([], [])
+    # Worth nothing at all: everything goes.
+    synthetic(monkeypatch, lambda s: {"a": 0.4})
+    assert prune(model, layout, prepared, [3, 1], 0.0) == ([], [1, 3])
+
+
+def test_pruning_of_many_components_takes_few_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(FAMILY)
+    layout = Layout.build(("neuron",), model.dims)
+    prepared = ready(planted({0}))[1]
+    needed = {3, 17, 40, 64, 100, 119}
+    asked = synthetic(monkeypatch, lambda s: {"a": len(s & needed) / 6})
+    kept, dropped = prune(model, layout, prepared, range(120), 0.0)
+    assert set(kept) == needed and len(dropped) == 114
+    assert len(asked) < 3 * 120
+
+
+def test_pruning_of_many_components_that_stand_in_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one alone can go, but never all of them: a block that goes too far is halved."""
+    model, _ = pair(FAMILY)
+    layout = Layout.build(("neuron",), model.dims)
+    prepared = ready(planted({0}))[1]
+    synthetic(monkeypatch, lambda s: {"a": min(len(s), 30) / 30})
+    kept, dropped = prune(model, layout, prepared, range(100), 0.0)
+    assert len(kept) == 30 and sorted(kept + dropped) == list(range(100))
+
+
+def chosen_of(
+    monkeypatch: pytest.MonkeyPatch, points: Mapping[tuple[int, ...], float], slack: float
+) -> list[int]:
+    """What is chosen of a path with these rounded sets and validation scores, pruning aside."""
+    model, _ = pair(FAMILY)
+    layout, prepared = ready(planted({0}))
+    synthetic(monkeypatch, lambda s: {"planted": points[tuple(sorted(s))]})
+    monkeypatch.setattr(
+        desiderata_mask, "prune", lambda model, layout, prepared, chosen, slack: (list(chosen), [])
+    )
+    path = PathResult([PathPoint(0.1, layout.keep_all_but(s), {"planted": v}, 1) for s, v in points.items()])
+    trainer = desiderata_mask._Trainer(  # noqa: SLF001
+        model,
+        layout,
+        MaskOptions(components=KINDS, slack=slack),
+        {},
+        {},
+        [prepared],
+        prepared,
+        desiderata_mask.Checkpoint(None, ""),
+        lambda stage, done, total: None,
+        Tally(),
+    )
+    return trainer.choose(path).kept
+
+
+def test_the_smallest_set_that_is_not_worse_than_the_best_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = {(0, 1, 2, 3): 0.99, (0, 1, 2): 1.0, (0, 2): 0.97, (2,): 0.5, (): 0.0}
+    assert chosen_of(monkeypatch, path, slack=0.0) == [0, 1, 2]
+    assert chosen_of(monkeypatch, path, slack=0.05) == [0, 2]
+    assert chosen_of(monkeypatch, path, slack=0.6) == [2]
+    assert chosen_of(monkeypatch, {(0,): 0.9, (1,): 0.95}, slack=0.1) == [1], "the better of two of one size"
+
+
+def test_random_sets_are_of_the_size_and_the_same_every_time() -> None:
+    sets = random_sets(36, 5, 200, seed=4)
+    assert len(sets) == 200 and all(len(set(s)) == 5 and s == sorted(s) for s in sets)
+    assert {c for s in sets for c in s} == set(range(36)), "every component is drawn now and then"
+    counts = torch.bincount(torch.tensor([c for s in sets for c in s]), minlength=36).float()
+    assert float((counts / 200 - 5 / 36).abs().max()) < 5 * (5 / 36 * 31 / 36 / 200) ** 0.5
+    assert sets == random_sets(36, 5, 200, seed=4) != random_sets(36, 5, 200, seed=5)
+    assert random_sets(4, 4, 2, 0) == [[0, 1, 2, 3]] * 2 and random_sets(4, 0, 2, 0) == [[], []]
+
+
+def test_small_things() -> None:
+    assert jaccard(["a", "b"], ["b", "c"]) == pytest.approx(1 / 3)
+    assert jaccard([], []) == 1.0 and jaccard(["a"], []) == 0.0 and jaccard(["a", "b"], ["b", "a"]) == 1.0
+    assert joint_score({"a": 0.5, "b": 0.2, "c": 0.9}) == 0.2
+    assert joint_score({"a": 0.5, "b": 0.2, "c": 0.9}, ["a", "c"]) == 0.5
+    assert rounded(torch.tensor([0.4999, 0.5, 0.0, 1.0])) == [0, 2]
