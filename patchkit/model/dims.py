@@ -72,6 +72,13 @@ def check_paths(module: nn.Module, arch: Architecture) -> None:
             f"{type(module).__name__} (family '{arch.family}'): '{arch.layers}' should be a non-empty ModuleList, "
             f"found {type(blocks).__name__}"
         )
+    embed = find_module(module, arch.embed)
+    if not isinstance(embed, nn.Embedding):
+        # Gradients start at its output.
+        raise InputError(
+            f"{type(module).__name__} (family '{arch.family}'): '{arch.embed}' should be the token embedding, an "
+            f"nn.Embedding, found {type(embed).__name__}"
+        )
     for index, block in enumerate(blocks):
         for field, path in arch.block_paths().items():
             if find_module(block, path) is None:

@@ -93,6 +93,8 @@ def open_model(
             )
         return _from_module(source, name, tokenizer, attn_implementation)
     path = os.path.expanduser(os.fspath(source))
+    if not path:
+        raise InputError("the model's name is empty; expected an embedded name, a directory or a hub name")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
@@ -113,7 +115,7 @@ def open_model(
     else:
         module = _read_weights(path, config, torch_dtype, device_map, options)
         if device is not None:
-            module = module.to(device)
+            module = move(module, device)
     module.eval().requires_grad_(False)
     model = _wrap(module, None, name or path, tokenizer, borrowed=False, revision=revision, lazy=lazy)
     assert model.arch == arch
@@ -166,7 +168,15 @@ def _wrap(
         own = _placeholder_tokenizer(dims.vocab_size) if tokenizer is None else copy.deepcopy(tokenizer)
         # The pipeline inside would otherwise move the model to the first GPU it finds; a model that accelerate has
         # spread is left alone by itself.
-        place = {} if getattr(module, "hf_device_map", None) else {"device": next(module.parameters()).device}
+        spread = getattr(module, "hf_device_map", None) or {}
+        home = next(module.parameters()).device
+        if "disk" in list(spread.values())[:1] or (home.type == "meta" and not lazy):
+            # Inputs go where the first weights are.
+            raise InputError(
+                f"{name}: the token embedding, or the first entry of the device map, is offloaded; keep '{arch.embed}' "
+                "first and on a device, and offload other modules"
+            )
+        place = {} if spread else {"device": home}
         lm = TransformersModel(module, task="text-generation", tokenizer=own, **place)
     return PatchModel(
         lm,
@@ -179,6 +189,14 @@ def _wrap(
         borrowed=borrowed,
         forwards=forwards,
     )
+
+
+def move(module: nn.Module, device: str | torch.device) -> nn.Module:
+    """The module on a device; InputError where there is no such device or not enough memory on it."""
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{device}' cannot be used: {_first_line(error)}") from error
 
 
 def _read_config(path: str, options: dict[str, Any]) -> Any:
@@ -245,4 +263,4 @@ def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

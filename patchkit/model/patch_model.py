@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
@@ -72,12 +73,8 @@ class PatchModel:
 
     @property
     def embed_device(self) -> torch.device:
-        """Where prompts go: the device on which the token embedding runs, also when its weights are offloaded."""
-        embed = attrgetter(self.arch.embed)(self.hf)
-        for hook in _accelerate_hooks(embed):
-            if getattr(hook, "execution_device", None) is not None:
-                return torch.device(hook.execution_device)
-        return embed.weight.device
+        """Where prompts go: the device of the token embedding."""
+        return attrgetter(self.arch.embed)(self.hf).weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,11 +119,17 @@ class PatchModel:
         return None if module.bias is None else _present(module, "bias")
 
     def fingerprint(self) -> str:
-        """A digest of the weights' metadata (names, shapes, dtypes) and of the config: the same model gives the same."""
+        """A digest of the weights' metadata (names, shapes, dtypes) and of the config.
+
+        The same model gives the same digest wherever it lies and whichever transformers opens it.
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(self.config.to_json_string(use_diff=False).encode())
+        config = self.config.to_dict()
+        for incidental in ("_name_or_path", "transformers_version"):
+            config.pop(incidental, None)
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         return digest.hexdigest()[:32]
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 A wrong path, a wrong head order or a renamed module would otherwise give plausible, wrong numbers. The checks use the
 model's own arithmetic: padding changes nothing, the residual stream adds up, the heads recompose to the attention's
-output through W_O, and writing each kind of site changes what comes after it.
+output through W_O and the neurons to the MLP's, and writing each kind of site changes what comes after it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from operator import attrgetter
 from typing import NoReturn
 
 import torch
+from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.source import SourceNotAvailable
 from torch import Tensor
 
 from patchkit.data.batch import Batch
@@ -34,6 +36,17 @@ _SEEN_BY = {
     "neuron": "mlp_out",
     "mlp_out": "resid_post",
 }
+#: What nnsight and torch raise at a path that is something else, or that runs in another order than expected.
+_UNREADABLE = (
+    OutOfOrderError,
+    SourceNotAvailable,
+    RuntimeError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    IndexError,
+    KeyError,
+)
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _COARSE = 5e-2
 
@@ -62,10 +75,11 @@ def validate(model: PatchModel) -> None:
         for layer in layers:
             _check_residual(model, run, layer)
             _check_heads(model, run, layer)
+            _check_neurons(model, run, layer)
         _check_writes(model, kinds, prompt)
     except InputError:
         raise
-    except (RuntimeError, ValueError, AttributeError, TypeError, IndexError, KeyError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{model.name} (family '{model.arch.family}') could not be read by the architecture table: "
             f"{type(error).__name__}: {str(error).strip()[:500]}. Register a corrected Architecture, "
@@ -74,6 +88,8 @@ def validate(model: PatchModel) -> None:
 
 
 def _agree(model: PatchModel, found: Tensor, expected: Tensor, what: str) -> None:
+    if found.shape != expected.shape:
+        _refuse(model, f"{what} (shapes {tuple(found.shape)} and {tuple(expected.shape)})")
     found, expected = found.double(), expected.to(found.device).double()
     scale = float(expected.abs().max()) + 1e-6
     gap = float((found - expected).abs().max()) / scale
@@ -130,13 +146,27 @@ def _check_heads(model: PatchModel, run: Captured, layer: int) -> None:
     )
 
 
+def _check_neurons(model: PatchModel, run: Captured, layer: int) -> None:
+    block = model.block_module(layer)
+    with torch.no_grad():
+        out = attrgetter(model.arch.neurons)(block)(run.values[Site("neuron", layer)][1])
+        if model.arch.mlp_out is not None and out.shape[-1] == model.dims.d_model:
+            out = attrgetter(model.arch.mlp_out)(block)(out)
+    _agree(
+        model,
+        out,
+        run.values[Site("mlp_out", layer)][1],
+        f"layer {layer}: neurons do not recompose to mlp_out",
+    )
+
+
 def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> None:
-    """One row a kind: written at every layer, it must change the site that reads it, and the rest must add up to it."""
-    watched = [(kind, _SEEN_BY[kind]) for kind in kinds if kind in _SEEN_BY]
+    """One row a kind: written, it must change the site that reads it, and the rest must add up to it."""
+    watched = [kind for kind in kinds if kind in _SEEN_BY]
     single = len(watched) + 1
     batch = Batch.from_ids([prompt] * (len(watched) + 2), pad_id=model.pad_id)
     layers = range(model.dims.n_layers)
-    own = capture(model, batch, [Site(kind, layer) for kind, _ in watched for layer in layers])
+    own = capture(model, batch, [Site(kind, layer) for kind in watched for layer in layers])
     generator = torch.Generator().manual_seed(0)
 
     def other(kind: str, layer: int) -> Tensor:
@@ -145,36 +175,50 @@ def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> Non
         # Far from the run's own value on its own scale, so that even a saturated attention moves.
         return -value + noise * (value.abs().mean() + 1)
 
-    patches = [
-        Patch(Site(kind, layer), other(kind, layer), rows=torch.tensor([row]))
-        for row, (kind, _) in enumerate(watched, start=1)
-        for layer in layers
-    ]
-    patches += [
-        Patch(
-            Site("v_proj", layer),
-            other("v_proj", layer)[:, :, 0],
-            torch.tensor([single]),
-            index=torch.tensor([0]),
-        )
-        for layer in layers
-    ]
+    def written(kind: str, layer: int) -> Patch:
+        return Patch(Site(kind, layer), other(kind, layer), rows=torch.tensor([1 + watched.index(kind)]))
+
+    patches = [written(kind, layer) for kind in watched for layer in layers]
+    head = other("v_proj", 0)[:, :, 0]
+    patches.append(Patch(Site("v_proj", 0), head, torch.tensor([single]), index=torch.tensor([0])))
     stream = [kind for kind in kinds if KINDS[kind].unit == "vector"]
-    seen = {Site(kind, layer) for kind in (*_SEEN_BY.values(), *stream) for layer in layers}
-    run = run_patched(model, batch, patches, read=seen)
-    for row, (kind, observer) in enumerate(watched, start=1):
-        values = [run.values[Site(observer, layer)] for layer in layers]
-        if not any(bool((value[row] != value[0]).any()) for value in values):
-            _refuse(model, f"writing '{kind}' changes '{observer}' at no layer")
+    run = run_patched(
+        model, batch, patches, read={Site(kind, layer) for kind in ("v", *stream) for layer in layers}
+    )
+    for row, kind in enumerate(watched, start=1):
         for layer in layers:
             _check_stream_after(model, run, layer, row, kind)
-    # Further layers differ for another reason: the stream that reaches them was changed below.
     values = run.values[Site("v", 0)]
-    if not bool((values[single, :, 0] != values[0, :, 0]).any()):
+    if not _moved(values[single, :, 0], values[0, :, 0]):
         _refuse(model, "writing one head of 'v_proj' leaves that head of 'v' as it is (is `packing` right?)")
     if model.dims.n_kv_heads > 1:
         what = "writing one head of 'v_proj' changes other heads of 'v' (is `packing` right?)"
         _agree(model, values[single, :, 1:], values[0, :, 1:], what)
+    if model.dims.parallel:
+        values = run.values[Site("mlp_out", 0)][[1 + watched.index("attn_out"), 0]]
+        _agree(
+            model,
+            values[0],
+            values[1],
+            "blocks are called parallel, but the MLP reads the attention's output",
+        )
+
+    # One layer at a time, since all above a written one differ: the first will do, unless its attention is saturated.
+    waiting = watched
+    for layer in layers:
+        read = {Site(_SEEN_BY[kind], layer) for kind in waiting}
+        run = run_patched(model, batch, [written(kind, layer) for kind in waiting], read=read)
+        seen = {kind: run.values[Site(_SEEN_BY[kind], layer)] for kind in waiting}
+        waiting = [kind for kind in waiting if not _moved(seen[kind][1 + watched.index(kind)], seen[kind][0])]
+        if not waiting:
+            return
+    _refuse(model, f"writing '{waiting[0]}' changes '{_SEEN_BY[waiting[0]]}' at no layer")
+
+
+def _moved(found: Tensor, before: Tensor) -> bool:
+    """Whether two activations differ by more than rounding."""
+    gap, scale = (found - before).abs().max(), before.abs().max()
+    return bool(gap > 8 * torch.finfo(before.dtype).eps * scale)
 
 
 def _check_stream_after(model: PatchModel, run: Captured, layer: int, row: int, kind: str) -> None:

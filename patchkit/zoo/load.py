@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from patchkit import zoo
 from patchkit.errors import InputError
 from patchkit.model import PatchModel, open_model
+from patchkit.model.load import move
 from patchkit.tracing.validate import validate
 
 
@@ -82,5 +83,5 @@ def _embedded(
         )
     module, own_tokenizer = zoo.build(name)
     return open_model(
-        module.to(device) if device else module, name=name, tokenizer=tokenizer or own_tokenizer
+        move(module, device) if device else module, name=name, tokenizer=tokenizer or own_tokenizer
     )
