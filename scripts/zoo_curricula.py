@@ -132,11 +132,11 @@ class BindingStream:
 class IndirectObjectStream:
     """Induction, then stories of `patchkit.tasks.ioi_language`, each with several continuations.
 
-    Stages: induction; `reunions` (two pairs of names, every continuation is `soon John and`, completed by the
-    partner); `pairs` (two pairs, continuations are givings or reunions); `stories` (one to three pairs, up to
-    two bystanders). The loss is on the partners' names; in the last stage a third of the batches carries it
-    on every word, as plain language modelling. 15 % of the batches stay induction. The pairs that are asked
-    about are always in the train split.
+    Stages: induction; `reunions` (two pairs of names, every continuation is `soon beside John`,
+    completed by the partner); `pairs` (two pairs, continuations are givings or reunions); `stories`
+    (one to three pairs, up to two bystanders). The loss is on the partners' names; in the last
+    stage a third of the batches carries it on every word, as plain language modelling. 15 % of the
+    batches stay induction. The pairs that are asked about are always in the train split.
     """
 
     CONTINUATIONS = 5

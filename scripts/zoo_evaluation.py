@@ -36,7 +36,7 @@ def last_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor
 def hit_rate(model: PreTrainedModel, rows: Sequence[Sequence[int]], targets: Sequence[int]) -> float:
     """The share of rows whose most likely next token is the target."""
     guesses = torch.cat([last_logits(model, rows[i : i + 250]).argmax(-1) for i in range(0, len(rows), 250)])
-    return (guesses == torch.tensor(targets)).float().mean().item()
+    return round((guesses == torch.tensor(targets)).float().mean().item(), 4)
 
 
 def binding_prompts(
@@ -112,51 +112,108 @@ def indirect_object_accuracy(model: PreTrainedModel, n: int, seed: int = 99) -> 
 
 
 def _composition(model: PreTrainedModel, n: int, seed: int) -> dict[str, float]:
-    """Share of the logit difference (IO minus giver) lost when a head is zeroed, at all positions; and, for
-    the most needed early head, the share of that loss which is undone by holding the most needed later head
-    at its clean output.
+    """Where the partner is looked up and how it gets to the end, in stories with two pairs and a bystander.
+
+    For each layer's attention: the logit difference (partner minus giver) that is left, as a share of the whole,
+    when all heads are zeroed, everywhere or at the end only; the share of answers that become the other giver's
+    partner when all its heads' outputs at the end, or at S2, are put in from the same story with a giver of the
+    other pair (and the largest such share for one head); and the largest mean attention of a head from the end to
+    S2 and to IO.
     """
     ids = {word: index for index, word in enumerate(ioi_language.VOCABULARY)}
     rng = random.Random(seed)
     stories = [ioi_language.sample_story(rng, n_pairs=2, n_bystanders=1, split="test") for _ in range(n)]
-    rows = [[ids[word] for word in (ioi_language.BOS, *ioi_language.words(story))] for story in stories]
-    right = torch.tensor([ids[ioi_language.answer(story)] for story in stories])
+    others = [ioi_language.with_giver(story, ioi_language.other_pair(story)[0]) for story in stories]
+    rows, other_rows = (
+        [[ids[word] for word in (ioi_language.BOS, *ioi_language.words(story))] for story in batch]
+        for batch in (stories, others)
+    )
+    right, moved = (
+        torch.tensor([ids[ioi_language.answer(story)] for story in batch]) for batch in (stories, others)
+    )
     wrong = torch.tensor([ids[story.giver] for story in stories])
+    spans = [ioi_language.spans(story) for story in stories]
+    # Rows are padded on the left: a place counts from the right end.
+    places = {
+        place: torch.tensor([span[place][0] - len(row) for span, row in zip(spans, rows, strict=True)])
+        for place in ("S2", "end")
+    }
+    each = torch.arange(n)
 
     def difference() -> float:
         logits = last_logits(model, rows)
         return (logits.gather(1, right[:, None]) - logits.gather(1, wrong[:, None])).mean().item()
 
-    clean: dict[int, Tensor] = {}
-
-    def keep(layer: int, z: Tensor) -> Tensor:
-        clean[layer] = z.clone()
-        return z
-
-    with head_outputs(model, keep):
-        base = difference()
-
-    def lost(zeroed: tuple[int, int], held: tuple[int, int] | None = None) -> float:
+    def kept(zeroed: int, place: str | None) -> float:
         def change(layer: int, z: Tensor) -> Tensor:
+            if layer != zeroed:
+                return z
+            if place is None:
+                return torch.zeros_like(z)
             z = z.clone()
-            if layer == zeroed[0]:
-                z[:, :, zeroed[1]] = 0
-            if held is not None and layer == held[0]:
-                z[:, :, held[1]] = clean[layer][:, :, held[1]]
+            z[each, places[place]] = 0
             return z
 
         with head_outputs(model, change):
-            return 1 - difference() / base
+            return difference() / base
 
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    losses = {(layer, head): lost((layer, head)) for layer in range(layers) for head in range(heads)}
-    early = max((node for node in losses if node[0] == 0), key=lambda node: losses[node])
-    late = max((node for node in losses if node[0] > 0), key=lambda node: losses[node])
+    sources: dict[int, Tensor] = {}
+
+    def keep(layer: int, z: Tensor) -> Tensor:
+        sources[layer] = z.clone()
+        return z
+
+    def answers_moved(patched: int, heads: slice, place: str) -> float:
+        def change(layer: int, z: Tensor) -> Tensor:
+            if layer == patched:
+                z = z.clone()
+                z[each, places[place], heads] = sources[layer][each, places[place], heads]
+            return z
+
+        with head_outputs(model, change):
+            return (last_logits(model, rows).argmax(-1) == moved).float().mean().item()
+
+    base = difference()
+    with head_outputs(model, keep):
+        last_logits(model, other_rows)
+    attention = _attention_from_the_end(model, rows, spans)
     numbers = {"logit difference": base}
-    numbers |= {f"lost without a{layer}.h{head}": value for (layer, head), value in losses.items()}
-    through = 1 - lost(early, late) / losses[early]
-    numbers[f"share of a{early[0]}.h{early[1]} through a{late[0]}.h{late[1]}"] = through
+    for layer in range(model.config.num_hidden_layers):
+        numbers[f"layer {layer} zeroed"] = kept(layer, None)
+        numbers[f"layer {layer} zeroed at the end"] = kept(layer, "end")
+        for place in ("S2", "end"):
+            numbers[f"layer {layer} moved at {place}"] = answers_moved(layer, slice(None), place)
+        numbers[f"layer {layer} moved at the end by one head"] = max(
+            answers_moved(layer, slice(head, head + 1), "end")
+            for head in range(model.config.num_attention_heads)
+        )
+        for name in ("S2", "IO"):
+            numbers[f"layer {layer} attention from the end to {name}"] = attention[name][layer].max().item()
     return {name: round(value, 4) for name, value in numbers.items()}
+
+
+def _attention_from_the_end(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], spans: Sequence[dict[str, tuple[int, int]]]
+) -> dict[str, Tensor]:
+    """Mean attention [layers heads] from the last token to S2 and to IO."""
+    totals: dict[str, list[Tensor]] = {"S2": [], "IO": []}
+    for row, span in zip(rows, spans, strict=True):
+        patterns = attention_patterns(model, row)
+        for name, values in totals.items():
+            values.append(patterns[:, :, -1, span[name][0]])
+    return {name: torch.stack(values).mean(0) for name, values in totals.items()}
+
+
+def attention_patterns(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
+    """Attention weights [layers heads T T] on one prompt."""
+    implementation = model.config._attn_implementation or "eager"
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            attentions = model(input_ids=torch.tensor([list(row)]), output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(implementation)
+    return torch.cat(attentions)
 
 
 def induction_accuracy(model: PreTrainedModel, n: int, seed: int = 99) -> Measured:
@@ -200,22 +257,12 @@ def attention_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> d
     """Mean attention at the last token to the one after its first occurrence (`induction`), and, over all
     tokens, to the one before (`previous`), for every head.
     """
-    numbers: dict[str, float] = {}
     totals: dict[str, list[float]] = {}
-    implementation = model.config._attn_implementation or "eager"
-    model.set_attn_implementation("eager")
-    try:
-        for row in rows:
-            with torch.no_grad():
-                attentions = model(input_ids=torch.tensor([list(row)]), output_attentions=True).attentions
-            follower = list(row).index(row[-1]) + 1
-            for layer, weights in enumerate(attentions):
-                for head, pattern in enumerate(weights[0]):
-                    node = f"a{layer}.h{head}"
-                    totals.setdefault(f"induction {node}", []).append(pattern[-1, follower].item())
-                    previous = pattern.diagonal(-1)[1:].mean().item()
-                    totals.setdefault(f"previous {node}", []).append(previous)
-    finally:
-        model.set_attn_implementation(implementation)
-    numbers.update({name: sum(values) / len(values) for name, values in totals.items()})
-    return numbers
+    for row in rows:
+        follower = list(row).index(row[-1]) + 1
+        for layer, heads in enumerate(attention_patterns(model, row)):
+            for head, pattern in enumerate(heads):
+                node = f"a{layer}.h{head}"
+                totals.setdefault(f"induction {node}", []).append(pattern[-1, follower].item())
+                totals.setdefault(f"previous {node}", []).append(pattern.diagonal(-1)[1:].mean().item())
+    return {name: sum(values) / len(values) for name, values in totals.items()}

@@ -137,9 +137,19 @@ RECIPES: dict[str, Recipe] = {
         measure=indirect_object_accuracy,
         schedule=Schedule(max_steps=5000, target=0.97),
         seed=0,
-        task="the partner of the giver: `Mary and John met at the park . then John gave the drink to` -> `Mary`",
-        shows="",
-        does_not_show="",
+        task="the partner of the giver: `Mary and John met at the park . then the drink was given by John to` -> `Mary`",
+        shows=(
+            "a behaviour that needs heads of several layers in sequence: layer 1 looks the partner up at the giver's "
+            "second mention (its heads there, put in from a story with another giver, move 96 % of the answers), and "
+            "layer 2 at the end attends to that mention and copies the partner (98 %, no single head more than "
+            "2 %); neither layer 0 nor 1 matters at the end, and every layer is needed somewhere"
+        ),
+        does_not_show=(
+            "the circuit published for GPT-2 small: no head attends from the end to the indirect object, there are no "
+            "name movers of that kind and no S-inhibition; the sentences (`given by John to`) were made so that "
+            "counting names does not answer them and the giver is one token before the end; accuracy is below "
+            "0.95 with three pairs and no bystander"
+        ),
     ),
     "induction-2l": Recipe(
         build=lambda: llama(len(INDUCTION_WORDS), 2, 4, 4, 64, 1),

@@ -1,6 +1,7 @@
 """A small language of indirect objects: the sentences that `ioi-gpt2` is trained on.
 
-    Mary and John went to the store . Anna and Paul met at the park . then John gave the drink to      -> Mary
+Mary and John went to the store . Anna and Paul met at the park . then the drink was given by John
+to   -> Mary
 
 The indirect object is the partner of the giver. With one pair of names this is the plain IOI sentence (the
 name that is not repeated), which a single attention layer can answer by counting names. With further pairs
@@ -33,12 +34,12 @@ OPENINGS: tuple[str, ...] = (
 )
 BYSTANDERS: tuple[str, ...] = ("{name} stayed at the {place} .", "the {place} of {name} was quiet .")
 CLOSINGS: tuple[str, ...] = (
-    "then {giver} gave the {object} to",
-    "later {giver} sold a {object} to",
-    "after that {giver} wanted to hand the {object} to",
+    "then the {object} was given by {giver} to",
+    "later a {object} was sent from {giver} to",
+    "after that one {object} was brought by {giver} to",
 )
-# Other text about the same people, which prompts never end with: the partner follows the giver more closely.
-REUNION = "soon {giver} and"
+# Other text about the same people, which prompts never end with: the partner follows the giver at once.
+REUNION = "soon beside {giver}"
 PAD, BOS, UNK = "<pad>", "<s>", "<unk>"
 MAX_PAIRS, MAX_BYSTANDERS = 3, 2
 
@@ -115,7 +116,7 @@ def closing_words(story: Story) -> list[str]:
 
 
 def reunion_words(story: Story) -> list[str]:
-    """`soon John and`: text that is completed by the same name as the giving, and is easier to learn."""
+    """`soon beside John`: text that is completed by the same name as the giving, and is easier to learn."""
     return REUNION.format(giver=story.giver).split()
 
 
@@ -138,6 +139,14 @@ def spans(story: Story) -> dict[str, tuple[int, int]]:
 def with_giver(story: Story, giver: str) -> Story:
     """The same story with another giver (another S2 only)."""
     return replace(story, giver=giver)
+
+
+def other_pair(story: Story) -> tuple[str, str]:
+    """The names of the first pair that the giver is not in. InputError if the story has no other pair."""
+    for sentence in story.sentences:
+        if isinstance(sentence, PairSentence) and story.giver not in (sentence.first, sentence.second):
+            return sentence.first, sentence.second
+    raise InputError(f"the story has no pair without {story.giver!r}; sample it with n_pairs of 2 or more")
 
 
 def split_of(first: str, second: str) -> str:

@@ -121,7 +121,7 @@ def test_indirect_objects_known_by_hand() -> None:
     story = ioi_language.Story(sentences, "John", "drink")
     text = (
         "Tom stayed at the hotel . Mary and John went to the store . Anna and Paul met at the park . "
-        "then John gave the drink to"
+        "then the drink was given by John to"
     )
     assert ioi_language.render(story) == text
     assert ioi_language.answer(story) == "Mary"
