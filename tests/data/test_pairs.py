@@ -7,7 +7,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchkit.data import Pair, read_pairs, write_pairs
+from patchkit.data import Pair, read_pairs, word_span, write_pairs
 from patchkit.errors import InputError, RunError
 from tests.toy_tokenizers import byte_pairs, characters, words
 
@@ -251,3 +251,15 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="p.jsonl: could not be written .No space left on device"):
         write_pairs(path, [good, good])
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_a_prompt_without_tokens(tmp_path):
+    with pytest.raises(InputError, match="line 1: clean: '  ' has no tokens"):
+        read_pairs(lines(tmp_path / "p.jsonl", {**TEXT, "clean": "  "}), TOY, 10)
+
+
+def test_a_word_that_the_tokenizer_merges_has_no_span_of_its_own():
+    assert word_span(BPE, "Then Mary gave it", 5, 9) == (1, 2)
+    assert word_span(BPE, "Then Mary gave it", 0, 4) == (0, 1)
+    with pytest.raises(InputError, match="merges 'ar' with its surroundings"):
+        word_span(BPE, "Then Mary gave it", 6, 8)
