@@ -18,9 +18,7 @@ def test_every_task_has_a_description_and_trains_on_its_own_desiderata():
         assert bool(task.trained) == bool(task.desiderata)
         for key, desideratum in task.desiderata.items():
             assert desideratum.name == key
-            assert (
-                desideratum.kind == "invariance" if key.endswith("_invariance") else "dependence" or "third"
-            )
+            assert (desideratum.kind == "invariance") == key.endswith("_invariance")
 
 
 def test_a_set_holds_both_splits_and_the_counts():
