@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from patchkit.cli import catalogue, doctor, masks, runs
+from patchkit.cli import catalogue, doctor, masks, runs, study
 from patchkit.cli.app import app as app
 
-app.command("demo")(masks.demo)
+app.command("demo")(study.demo)
 app.command("models")(catalogue.models)
 app.command("tasks")(catalogue.tasks)
 app.command("pairs")(catalogue.pairs)
 app.command("mask")(masks.mask)
-app.command("study")(masks.study)
+app.command("study")(study.study)
 app.command("report")(runs.report)
 app.command("rerun")(runs.rerun)
 app.command("doctor")(doctor.doctor)

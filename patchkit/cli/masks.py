@@ -1,17 +1,13 @@
-"""`mask`, `demo` and `study`: learning a desiderata mask, and the variable-binding study around it."""
+"""`mask`: learning a desiderata mask from triples or from a task."""
 
 from __future__ import annotations
 
-import shlex
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
-from patchkit.cli.console import give, hush_loading, plain_table, results, say
 from patchkit.cli.options import (
     AttnImplementation,
     DeviceMap,
@@ -25,15 +21,12 @@ from patchkit.cli.options import (
     batch_tokens,
     options_of,
 )
+from patchkit.cli.outcome import end, finished, open_model, record
 from patchkit.cli.progress import progress_bar
-from patchkit.cli.runs import command_arguments
-from patchkit.errors import InputError, RunError
+from patchkit.errors import InputError
 
 if TYPE_CHECKING:
-    from patchkit.methods import MaskOptions
     from patchkit.model import PatchModel
-    from patchkit.results.manifest import RunDir
-    from patchkit.results.mask import MaskResult
 
 _MASK = "Mask"
 
@@ -121,7 +114,7 @@ def mask(
     if (desiderata is None) == (task is None):
         raise InputError("give either --desiderata FILE or --task NAME, one of the two")
     from patchkit.methods import MaskOptions, Objective, Schedule, learn_mask
-    from patchkit.results.manifest import PairCounts, open_run_dir
+    from patchkit.results.manifest import open_run_dir
     from patchkit.runtime import MAX_BATCH_TOKENS
 
     options = MaskOptions(
@@ -141,13 +134,13 @@ def mask(
         options = replace(options, train_on=get(task).trained or None)
     with open_run_dir(out, "mask", options_of(ctx), resume) as run:
         if run.done:
-            _finished(run, quiet)
+            finished(run, quiet)
             return
-        loaded = _load(model, dtype, device_map, attn_implementation)
+        loaded = open_model(model, dtype, device_map, attn_implementation)
         triples, descriptions, excluded = _triples(
             loaded, desiderata, task, options.train_on, n, seed, answer_first_token
         )
-        _record(run, loaded, options, seed)
+        record(run, loaded, options, seed)
         with progress_bar(quiet) as progress:
             result = learn_mask(
                 loaded,
@@ -159,87 +152,7 @@ def mask(
             )
         result = result.model_copy(update={"excluded": excluded | result.excluded})
         result.save(run.path)
-        used = sum(d.n_train + d.n_test for d in result.desiderata)
-        run.record(
-            pairs=PairCounts(total=used + sum(result.excluded.values()), used=used),
-            cost=result.forward_equivalents,
-        )
-        _end(run, result, quiet)
-
-
-def demo(
-    ctx: typer.Context,
-    out: Out = Path("patchkit-demo"),
-    model: Annotated[
-        str, typer.Option("--model", help="An embedded variable-binding model.")
-    ] = "varbind-llama",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
-) -> None:
-    """The variable-binding study on the embedded model, with a report."""
-    _study(ctx, "demo", model, out, seed, resume, quiet)
-
-
-def study(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="variable-binding")],
-    out: Out,
-    model: Annotated[str, typer.Option("--model", help="The model to study.")] = "varbind-llama",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
-) -> None:
-    """A whole experiment by name."""
-    if name != "variable-binding":
-        raise InputError(f"study '{name}' is not known; expected: variable-binding")
-    _study(ctx, "study", model, out, seed, resume, quiet)
-
-
-def _study(
-    ctx: typer.Context, command: str, model: str, out: Path, seed: int, resume: bool, quiet: bool
-) -> None:
-    from patchkit import zoo
-    from patchkit.cli.cards import summary
-    from patchkit.results.manifest import PairCounts, open_run_dir
-    from patchkit.studies import StudyOptions, run_study
-
-    options = StudyOptions(seed=seed)
-    options = replace(options, mask=replace(options.mask, seeds=(seed, seed + 1, seed + 2)))
-    with open_run_dir(out, command, options_of(ctx), resume) as run:
-        if run.done:
-            _finished(run, quiet)
-            return
-        loaded = _load(model, None, None, None)
-        _record(run, loaded, options.mask, seed)
-        card = summary(zoo.card(model)) if model in zoo.names() else {}
-        with progress_bar(quiet) as progress:
-            result, _ = run_study(
-                loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
-            )
-        used = sum(d.n_train + d.n_test for d in result.desiderata)
-        run.record(
-            pairs=PairCounts(total=used + sum(result.excluded.values()), used=used),
-            cost=result.forward_equivalents,
-        )
-        _end(run, result, quiet)
-
-
-def _command_line(ctx: typer.Context) -> str:
-    """What to type to do this again: the options that are not defaults."""
-    changed = {
-        name: value
-        for name, value in ctx.params.items()
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    return shlex.join(["patchkit", str(ctx.info_name), *command_arguments(ctx.command, changed)])
-
-
-def _load(model: str, dtype: str | None, device_map: str | None, attn: str | None) -> PatchModel:
-    from patchkit.zoo.load import load
-
-    hush_loading()
-    return load(model, dtype=dtype, device_map=device_map, attn_implementation=attn)
+        end(run, result, quiet)
 
 
 def _triples(
@@ -268,64 +181,6 @@ def _triples(
     triples = [triple for part in parts for triple in part.triples()]
     excluded = {reason: count for part in parts for reason, count in part.excluded.items()}
     return triples, {d.name: d.description for d in found.desiderata.values()}, excluded
-
-
-def _record(run: RunDir, model: PatchModel, options: MaskOptions, seed: int) -> None:
-    from patchkit.results.manifest import ModelRef
-
-    run.record(
-        model=ModelRef(id=model.name, revision=model.revision, fingerprint=model.fingerprint()),
-        seed=seed,
-        metric=f"accuracy of the target; trained on {options.objective.loss}",
-        direction="noise",
-        ablation="resample",
-        axes={name: ["layer", "node"] for name in options.components},
-        sign="mask values: 1 keeps the original run's activation, 0 puts in the alternate's",
-    )
-
-
-def _end(run: RunDir, result: MaskResult, quiet: bool) -> None:
-    """The table, the report, and the failure that a mask which ran into NaN still is."""
-    from patchkit.report import write_report
-
-    shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
-    page = write_report(run.path)
-    _show(result)
-    say("The report:", quiet)
-    give(str(page))
-    if result.diverged:
-        raise RunError(f"{result.stopped}. What is in {run.path} is of the last good mask.")
-
-
-def _finished(run: RunDir, quiet: bool) -> None:
-    say("This run was complete already. The report:", quiet)
-    give(str(run.path / "report.html"))
-
-
-def _show(result: MaskResult) -> None:
-    table = plain_table("desideratum", "kind")
-    for column in ("chosen", "empty", "all", "complement", "random (mean)", "random (best)"):
-        table.add_column(column, justify="right")
-    for each in result.desiderata:
-        scores = each.test
-        row = (
-            scores.chosen,
-            scores.empty,
-            scores.all,
-            scores.complement,
-            scores.random_mean,
-            max(scores.random),
-        )
-        name = each.name if each.trained else f"{each.name} (not trained on)"
-        table.add_row(name, each.kind, *(f"{value:.3f}" for value in row))
-    joint = result.joint
-    best = max(result.random_joint)
-    row = (joint["chosen"], joint["empty"], joint["all"], joint["complement"], joint["random"], best)
-    table.add_row("minimum over those trained on", "", *(f"{value:.3f}" for value in row), style="bold")
-    console = results()
-    console.print(table)
-    few = ", ".join(result.chosen[:24]) + (", ..." if len(result.chosen) > 24 else "")
-    give(f"{len(result.chosen)} of {result.n_components} components ({result.fraction:.1%}): {few or 'none'}")
 
 
 def _words(text: str, option: str) -> tuple[str, ...]:
