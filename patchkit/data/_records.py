@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from patchkit.errors import InputError, RunError
+from patchkit.errors import InputError
+from patchkit.files import atomic_write
 
 Source = str | Path | Dataset
 
@@ -161,7 +160,7 @@ def kind(value: object) -> str:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one object a line, whole or not at all: a temporary file in the same directory, then a rename.
+    """Write one object a line, whole or not at all.
 
     InputError where a value is not JSON; RunError, naming the file, where the disk refuses.
     """
@@ -173,20 +172,4 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             raise InputError(
                 f"{path}: item {index} cannot be written as JSON ({error}); use plain values"
             ) from None
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(lines)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"{path}: could not be written ({error.strerror}); nothing was left half-written; free some "
-            "space or "
-            "choose another place"
-        ) from error
+    atomic_write(path, "".join(lines))

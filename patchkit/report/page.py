@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from patchkit.errors import InputError
+from patchkit.files import atomic_write
 from patchkit.report import _mask_sections as from_mask
 from patchkit.report import _study_sections as from_study
 from patchkit.report import plots
@@ -14,7 +15,6 @@ from patchkit.report._places import check
 from patchkit.report._style import style_sheet
 from patchkit.report._tokens import check_study
 from patchkit.report._words import headline, state, warning
-from patchkit.results.formats import atomic_write
 from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
 from patchkit.results.mask import MaskResult
 from patchkit.results.study import VariableBindingStudy

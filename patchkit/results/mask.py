@@ -122,7 +122,8 @@ class MaskResult(_Frozen):
         default=False, description="training ended at a loss that is not finite; `stopped` says where"
     )
     forward_equivalents: float = Field(
-        default=0.0, description="paid; 1 is a forward over every original prompt once, a backward counts 1 more"
+        default=0.0,
+        description="paid; 1 is a forward over every original prompt once, a backward counts 1 more",
     )
     values: dict[str, Tensor] = Field(exclude=True, description="kind -> learned values, 1 keeps, 0 patches")
 

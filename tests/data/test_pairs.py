@@ -248,7 +248,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunError, match="p.jsonl: could not be written .No space left on device"):
+    with pytest.raises(RunError, match="p.jsonl: could not be written: no space left"):
         write_pairs(path, [good, good])
     assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["p.jsonl"]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from patchkit import files
 from patchkit.errors import InputError, RunError
-from patchkit.results import formats
+from patchkit.files import atomic_write
 from patchkit.results.formats import (
-    atomic_write,
     load_metadata,
     load_tensors,
     read_json,
@@ -72,7 +72,7 @@ def test_a_failed_write_keeps_the_old_file(
             os.close(descriptor)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(formats.os, step, fail)
+    monkeypatch.setattr(files.os, step, fail)
     with pytest.raises(RunError) as caught:
         atomic_write(target, "new")
     monkeypatch.undo()
@@ -85,7 +85,7 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: 
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(formats.os, "fsync", interrupt)
+    monkeypatch.setattr(files.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         atomic_write(tmp_path / "a.txt", "x")
     assert entries(tmp_path) == []
@@ -94,7 +94,7 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_really_full_device_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
-    monkeypatch.setattr(formats.os, "open", lambda path, flags, mode: real("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr(files.os, "open", lambda path, flags, mode: real("/dev/full", os.O_WRONLY))
     with pytest.raises(RunError, match="no space left"):
         atomic_write(tmp_path / "a.txt", "x" * 100_000)
     assert entries(tmp_path) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from patchkit import files
 from patchkit.errors import InputError, RunError
 from patchkit.results import formats
 from patchkit.results.manifest import (
@@ -177,7 +178,7 @@ def test_the_first_error_is_shown_on_a_full_disk(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(RunError, match="mask.json"), open_run_dir(tmp_path, "mask", OPTIONS):
-        monkeypatch.setattr(formats.os, "fsync", full)
+        monkeypatch.setattr(files.os, "fsync", full)
         formats.write_json(tmp_path / "mask.json", {})
     monkeypatch.undo()
     assert [item.name for item in tmp_path.iterdir()] == ["manifest.json"]
