@@ -109,9 +109,8 @@ def open_model(
             lazy_dtype = (
                 torch_dtype if isinstance(torch_dtype, torch.dtype) else getattr(config, "dtype", None)
             )
-            module = AutoModelForCausalLM.from_config(
-                config, dtype=lazy_dtype or torch.float32, trust_remote_code=trust_remote_code
-            )
+            chosen = {key: value for key, value in options.items() if key != "revision"}
+            module = AutoModelForCausalLM.from_config(config, dtype=lazy_dtype or torch.float32, **chosen)
     else:
         module = _read_weights(path, config, torch_dtype, device_map, options)
         if device is not None:

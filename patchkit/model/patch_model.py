@@ -127,7 +127,8 @@ class PatchModel:
         for name, tensor in sorted(self.hf.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         config = self.config.to_dict()
-        for incidental in ("_name_or_path", "transformers_version"):
+        # Not said by a module that was never saved, or said by the weights already.
+        for incidental in ("_name_or_path", "transformers_version", "architectures", "dtype"):
             config.pop(incidental, None)
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         return digest.hexdigest()[:32]

@@ -106,7 +106,7 @@ def sites_of(kind: str, dims: Dims) -> list[Site]:
     return sites
 
 
-_NAME = re.compile(r"(?P<unit>[am])(?P<layer>\d+)(?:\.(?P<part>[hn])(?P<index>\d+))?$")
+_NAME = re.compile(r"(?P<unit>[am])(?P<layer>[0-9]+)(?:\.(?P<part>[hn])(?P<index>[0-9]+))?")
 
 
 def node_name(kind: str, layer: int, index: int = 0) -> str:

@@ -175,3 +175,19 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         blended_logits(
             parallel, batch, [Blend(Site("resid_mid", 0), torch.ones(1), torch.zeros(3, 32))], last
         )
+
+
+def test_masks_of_a_bfloat16_model_have_float32_gradients() -> None:
+    """Close to those of the same model in float32; a mask of ones leaves the run as it is to the last bit."""
+    model, _ = pair("llama-gqa", torch.bfloat16)
+    exact, _ = pair("llama-gqa")
+    batch = Batch.from_ids(PROMPTS, pad_id=model.pad_id)
+    sites = sites_of_kinds(model, ["z", "mlp_out"])
+    keep, alternate, columns = masks(model, sites), alternates(exact, sites), positions(batch, -1)
+    _, gradients = with_gradients(model, compute_prefix(model, batch), keep, alternate, columns)
+    _, expected = with_gradients(exact, batch, keep, alternate, columns)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert torch.nn.functional.cosine_similarity(torch.cat(gradients), torch.cat(expected), dim=0) > 0.99
+    ones = {site: torch.ones_like(value) for site, value in keep.items()}
+    found = blended_logits(model, batch, blends(ones, alternate), columns)
+    assert torch.equal(found, capture(model, batch, []).logits)

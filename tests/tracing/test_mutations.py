@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patchkit.data.batch import Batch, positions
 from patchkit.errors import InputError
-from patchkit.model import PatchModel, Site, access
+from patchkit.model import KINDS, PatchModel, Site, access
 from patchkit.tracing import Patch, Prefix
 from patchkit.tracing.validate import validate
 from tests import comparisons
@@ -132,6 +132,19 @@ def test_a_fused_projection_unpacked_in_the_other_way(packing: Any, monkeypatch:
         check_reads(model, twin, ["q_proj", "k_proj", "v_proj"])
     with pytest.raises(InputError, match="is `packing` right"):
         validate(model)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resid_post"])
+def test_a_write_without_effect_is_refused_on_load(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = access.write_site
+
+    def wrong(model: PatchModel, site: Site, value: Tensor) -> None:
+        if site.kind != kind:
+            right(model, site, value)
+
+    monkeypatch.setattr(PATCH, "write_site", wrong)
+    with pytest.raises(InputError, match=rf"writing (one head of )?'{kind}'"):
+        validate(pair("llama-gqa")[0])
 
 
 # Positions under padding.
