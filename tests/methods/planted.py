@@ -25,7 +25,7 @@ def prompts() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     rng = random.Random(3)
     return [
         tuple(tuple(rng.randrange(3, VOCAB) for _ in range(rng.choice((3, 5)))) for _ in range(2))  # type: ignore[misc]
-        for _ in range(14)
+        for _ in range(20)
     ]
 
 
