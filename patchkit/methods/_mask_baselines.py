@@ -100,8 +100,7 @@ class Scorer:
         """For each component: the answers it changes alone, and what the chosen set loses without it."""
         whole = self.score(chosen)
         table = []
-        for done, component in enumerate(components):
-            self.say("what each carries", done, len(components))
+        for done, component in enumerate(components, start=1):
             without = self.score([c for c in chosen if c != component])
             table.append(
                 Carried(
@@ -110,4 +109,5 @@ class Scorer:
                     missed={name: whole[name] - without[name] for name in whole},
                 )
             )
+            self.say("what each carries", done, len(components))
         return table

@@ -36,8 +36,9 @@ def model() -> PatchModel:
 @pytest.fixture(scope="module")
 def small(model: PatchModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MaskResult, VariableBindingStudy]:
     out = tmp_path_factory.mktemp("study")
-    mask = MaskOptions(schedule=Schedule(lambdas=(0.02, 0.08), steps=80), seeds=(0, 1), random_sets=5)
-    result, study = run_study(model, out, StudyOptions(n_train=40, n_test=40, mask=mask))
+    schedule = Schedule(lambdas=(0.02, 0.04), steps=80, steps_after=40)
+    mask = MaskOptions(schedule=schedule, seeds=(0, 1), random_sets=5, validation_fraction=0.4)
+    result, study = run_study(model, out, StudyOptions(n_train=64, n_test=40, mask=mask))
     return out, result, study
 
 
