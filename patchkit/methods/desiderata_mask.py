@@ -16,7 +16,15 @@ from patchkit.data import Triple
 from patchkit.errors import InputError, RunError
 from patchkit.methods._mask_baselines import Scorer
 from patchkit.methods._mask_checkpoint import Checkpoint
-from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
+from patchkit.methods._mask_evaluate import (
+    ROUNDING,
+    evaluate_mask,
+    jaccard,
+    joint_score,
+    prune,
+    random_sets,
+    rounded,
+)
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import Objective, check_fraction
 from patchkit.methods._mask_prepare import Prepared, Tally, prepare
@@ -304,7 +312,7 @@ class _Trainer:
 
     def _choose(self, path: PathResult, validation: Prepared) -> _Chosen:
         best = max(point.joint for point in path.points)
-        good = [point for point in path.points if point.joint >= best - self.options.slack]
+        good = [point for point in path.points if point.joint >= best - self.options.slack - ROUNDING]
         point = min(good, key=lambda p: (len(p.chosen), -p.joint))
         kept, dropped = prune(self.model, self.layout, validation, rounded(point.values), self.options.slack)
         scores = evaluate_mask(self.model, self.layout, validation, self.layout.keep_all_but(kept))
