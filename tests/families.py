@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import (
@@ -30,16 +31,16 @@ from transformers import (
 )
 
 VOCAB = 37
-_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_SIZES = {
+_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 40,
     "num_hidden_layers": 3,
     "max_position_embeddings": 64,
 }
-_GQA = _SIZES | _IDS | {"num_attention_heads": 4, "num_key_value_heads": 2}
-_NEOX = _SIZES | _IDS | {"num_attention_heads": 4}
+_GQA: dict[str, Any] = _SIZES | _IDS | {"num_attention_heads": 4, "num_key_value_heads": 2}
+_NEOX: dict[str, Any] = _SIZES | _IDS | {"num_attention_heads": 4}
 
 #: name -> a fresh, seeded, untrained model. Names carry what is special about the case.
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -79,7 +80,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model of the table above, with weights large enough that attention is not uniform and biases not zero."""
     torch.manual_seed(seed)
-    model = FAMILIES[name]()
+    model: Any = FAMILIES[name]()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim > 1:

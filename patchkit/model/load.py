@@ -175,7 +175,7 @@ def _wrap(
                 f"{name}: the token embedding, or the first entry of the device map, is offloaded; keep '{arch.embed}' "
                 "first and on a device, and offload other modules"
             )
-        place = {} if spread else {"device": home}
+        place: dict[str, Any] = {} if spread else {"device": home}
         lm = TransformersModel(module, task="text-generation", tokenizer=own, **place)
     return PatchModel(
         lm,
@@ -232,7 +232,7 @@ def _read_weights(
     path: str, config: Any, dtype: torch.dtype | str | None, device_map: Any, options: dict[str, Any]
 ) -> nn.Module:
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype or "auto",
@@ -243,6 +243,7 @@ def _read_weights(
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the weights of '{path}' could not be loaded: {_first_line(error)}") from error
+    module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers fills them with random numbers.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from patchkit.data.batch import Batch
 from patchkit.errors import InputError
@@ -72,7 +74,8 @@ def test_sizes_that_contradict_each_other_are_refused() -> None:
     check_paths(module, entry)
 
     def refused(message: str, **changes: int) -> None:
-        config = LlamaConfig(**(module.config.to_dict() | changes))
+        settings: dict[str, Any] = module.config.to_dict() | changes
+        config = LlamaConfig(**settings)
         with pytest.raises(InputError, match=message):
             read_dims(module, config, entry)
 
@@ -88,7 +91,7 @@ def test_a_projection_is_expected() -> None:
 
 
 def test_every_block_is_checked_not_only_the_first() -> None:
-    module = LlamaForCausalLM(build("llama-gqa").config)
-    del module.model.layers[2].mlp.down_proj
+    module = build("llama-gqa")
+    delattr(module.get_submodule("model.layers.2.mlp"), "down_proj")
     with pytest.raises(InputError, match="layer 2: no module 'mlp.down_proj' for 'neurons'"):
         check_paths(module, architecture_for(module.config))

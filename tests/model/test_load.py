@@ -287,9 +287,9 @@ def damaged(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
     return damage
 
 
-def in_config(text: str | dict[str, Any]) -> Callable[[Path], None]:
+def in_config(text: str | dict[str, Any]) -> Callable[[Path], Any]:
     text = text if isinstance(text, str) else json.dumps(text)
-    return lambda directory: (directory / "config.json").write_text(text) and None
+    return lambda directory: (directory / "config.json").write_text(text)
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

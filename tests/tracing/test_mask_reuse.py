@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,14 +118,13 @@ def test_a_run_leaves_the_prefix_as_it_was(family: str) -> None:
     sites = sites_of_kinds(model, kinds_of(family))
     keep, alternate = masks(model, sites), alternates(model, sites)
     prefix = compute_prefix(model, batch, 6)
-    before = [
-        (layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in prefix.cache.layers
-    ]
+    layers: list[Any] = prefix.cache.layers
+    before = [(layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in layers]
     first = blended_logits(model, prefix, blends(keep, alternate), positions(batch, -1))
     second = blended_logits(model, prefix, blends(keep, alternate), positions(batch, -1))
     assert torch.equal(first, second)
-    assert len(prefix.cache.layers) == model.dims.n_layers
-    for layer, (keys, values, length) in zip(prefix.cache.layers, before, strict=True):
+    assert len(layers) == model.dims.n_layers
+    for layer, (keys, values, length) in zip(layers, before, strict=True):
         assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
         assert layer.get_seq_length() == length == 6
         assert not layer.keys.requires_grad
