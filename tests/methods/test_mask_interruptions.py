@@ -69,9 +69,9 @@ def test_an_interrupted_mask_that_goes_on_is_the_uninterrupted_one(
 
 
 def test_seeds_may_be_added_to_a_run(tmp_path: Path) -> None:
-    learn(tmp_path, seeds=(0,))
+    learn(tmp_path, seeds=(0,), own_masks=False)
     stages = Recorder()
-    assert same(learn(tmp_path, stages, seeds=(0, 1)), learn(seeds=(0, 1)))
+    assert same(learn(tmp_path, stages, own_masks=False), learn(own_masks=False))
     assert "training seed 0" not in stages.stages and "training seed 1" in stages.stages
 
 

