@@ -20,6 +20,7 @@ import typer
 
 from patchkit import InputError, PatchkitError, learn_mask, load, write_desiderata, write_report
 from patchkit.cli.console import give, plain_table, results
+from patchkit.cli.outcome import open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.results.manifest import ModelRef, open_run_dir
 from patchkit.results.study import VariableBindingStudy
@@ -38,28 +39,56 @@ _QUESTION = (
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Embedded name, local directory or hub name.")] = "huggyllama/llama-13b",
-    out: Annotated[Path, typer.Option(help="Directory for the results; new or empty.")] = Path("reproduction"),
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what it takes; needs the config, no weights.")] = False,
-    samples: Annotated[int, typer.Option(min=18, help="Triples a desideratum; 50 is published and gives 45.")] = SAMPLES,
+    model: Annotated[
+        str, typer.Option(help="Embedded name, local directory or hub name.")
+    ] = "huggyllama/llama-13b",
+    out: Annotated[Path, typer.Option(help="Directory for the results; new or empty.")] = Path(
+        "reproduction"
+    ),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it takes; needs the config, no weights.")
+    ] = False,
+    samples: Annotated[
+        int, typer.Option(min=18, help="Triples a desideratum; 50 is published and gives 45.")
+    ] = SAMPLES,
     seeds: Annotated[int, typer.Option(min=1, help="Masks trained.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the triples.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float16 is published.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="How accelerate spreads the model, e.g. auto.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="How accelerate spreads the model; default: auto where there is a GPU.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    iterations: Annotated[
+        int, typer.Option(min=1, help="Of one step a desideratum, at every lambda; 100 is published.")
+    ] = 100,
+    trailing_space: Annotated[
+        bool,
+        typer.Option(
+            help="The prompt's last space stands before the answer; GPT-2's tokenizer needs --no-..."
+        ),
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Learns the mask at the published settings and holds it against the published outcome."""
-    options = published_options(seeds=range(seeds))
+    options = published_options(seeds=range(seeds), iterations=iterations)
     if plan:
         lazy = load(model, lazy=True, dtype=dtype)
         _show(plan_published(lazy, options).lines())
         return
-    given = {"model": model, "samples": samples, "seeds": seeds, "seed": seed, "dtype": dtype, "device_map": device_map}
+    given = {
+        "model": model,
+        "samples": samples,
+        "seeds": seeds,
+        "seed": seed,
+        "dtype": dtype,
+        "device_map": device_map,
+        "iterations": iterations,
+        "trailing_space": trailing_space,
+    }
     with open_run_dir(out, "reproduce-variable-binding", given, resume) as run:
         started = time.monotonic()
-        loaded = load(model, dtype=dtype, device_map=device_map)
-        made, task = published_triples(loaded, seed, samples)
+        loaded = open_model(model, dtype, device_map)
+        made, task = published_triples(loaded, seed, samples, trailing_space)
         run.record(
             model=ModelRef(id=loaded.name, revision=loaded.revision, fingerprint=loaded.fingerprint()),
             seed=seed,
@@ -69,7 +98,9 @@ def main(
         )
         write_desiderata(run.path / "desiderata.jsonl", made.triples())
         with progress_bar(quiet) as progress:
-            result = learn_mask(loaded, made.triples(), options, checkpoint=run.path / "checkpoint", progress=progress)
+            result = learn_mask(
+                loaded, made.triples(), options, checkpoint=run.path / "checkpoint", progress=progress
+            )
         result = result.model_copy(update={"excluded": made.excluded | result.excluded})
         result.save(run.path)
         comparison = compare_with_published(loaded, result, task)

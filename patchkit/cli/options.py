@@ -28,7 +28,11 @@ Dtype = Annotated[
 ]
 DeviceMap = Annotated[
     str | None,
-    typer.Option("--device-map", help="How accelerate spreads the model, e.g. auto.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--device-map",
+        help="How accelerate spreads the model; default: auto where there is a GPU.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 AttnImplementation = Annotated[
     str | None,

@@ -60,7 +60,7 @@ def _study(
         if run.done:
             finished(run, quiet)
             return
-        loaded = open_model(model, None, None, None)
+        loaded = open_model(model)
         record(run, loaded, options.mask, seed)
         card = summary(zoo.card(model)) if model in zoo.names() else {}
         with progress_bar(quiet) as progress:

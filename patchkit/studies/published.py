@@ -21,29 +21,31 @@ from patchkit.tasks.language import VOCABULARY
 PUBLISHED_HEADS, PUBLISHED_MLPS, PUBLISHED_COMPONENTS = 9, 1, 1640
 #: The two sweeps of the authors' code, 0.005 to 0.06 and 0.06 to 0.12, in seven values.
 LAMBDAS = (0.005, 0.02, 0.04, 0.06, 0.08, 0.10, 0.12)
+ITERATIONS = 100
 #: The published number of samples; the balanced first digits make 45 of it.
 SAMPLES = 50
 # `x = 41 / y = 27 / x + y = ` in a tokenizer with one token a digit, and the first token of the sequence.
 _PROMPT_TOKENS = 20
 
 
-def published_options(*, seeds: Sequence[int] = (0,), max_batch_tokens: int = 8192) -> MaskOptions:
+def published_options(*, seeds: Sequence[int] = (0,), iterations: int = ITERATIONS) -> MaskOptions:
     """The options of a mask at the published settings."""
     return MaskOptions(
         components=("head", "mlp"),
         objective=Objective("published", "l0.5"),
-        schedule=Schedule(lambdas=LAMBDAS, steps=100, lr=0.01, patience=0, warm=False),
+        schedule=Schedule(lambdas=LAMBDAS, steps=iterations, lr=0.01, patience=0, warm=False),
         seeds=tuple(seeds),
         own_masks=False,
-        max_batch_tokens=max_batch_tokens,
     )
 
 
-def published_triples(model: PatchModel, seed: int, n: int = SAMPLES) -> tuple[DesiderataSet, str]:
+def published_triples(
+    model: PatchModel, seed: int, n: int = SAMPLES, trailing_space: bool = True
+) -> tuple[DesiderataSet, str]:
     """ValueSwitch and TaskSwitch for the model's tokenizer: (triples, which task they are of).
 
     The published arithmetic prompt, or the same two desiderata in the embedded models' language where the tokenizer
-    speaks only that.
+    speaks only that. `trailing_space` False leaves the prompt's last space to the answer.
 
     Raises:
         InputError: the model has no tokenizer, or one that cannot score by first digit.
@@ -55,8 +57,9 @@ def published_triples(model: PatchModel, seed: int, n: int = SAMPLES) -> tuple[D
         )
     embedded = set(VOCABULARY) <= set(tokenizer.get_vocab())
     module = variable_binding if embedded else arithmetic
+    options = {} if embedded else {"trailing_space": trailing_space}
     parts = [
-        (made.name, made(tokenizer, n, seed, split))
+        (made.name, made(tokenizer, n, seed, split, **options))
         for split in ("train", "test")
         for made in (module.value_dependence, module.operation_invariance)
     ]
