@@ -82,7 +82,9 @@ class Ours:
 
     def __init__(self, model: PatchModel, triples: list[Triple], reuse: bool) -> None:
         self.model, self.layout = model, Layout.build(("head", "mlp"), model.dims)
-        self.prepared = prepare(model, self.layout, {"value": triples}, reuse=reuse, max_batch_tokens=PROMPTS * TOKENS)
+        self.prepared = prepare(
+            model, self.layout, {"value": triples}, reuse=reuse, max_batch_tokens=PROMPTS * TOKENS
+        )
         self.weights = [torch.full((PROMPTS,), 1 / PROMPTS)]
         self.objective = Objective("cross-entropy", "l0.5")
         self.mask = DirectMask(torch.ones(self.layout.size), "l0.5", LAM)
@@ -108,11 +110,16 @@ class Plain:
             torch.tensor([getattr(t, name) for t in triples]) for name in ("original_ids", "alternate_ids")
         )
         self.target = torch.tensor([t.target_id for t in triples])
-        self.heads, self.mlps = torch.ones(LAYERS, HEADS, requires_grad=True), torch.ones(LAYERS, requires_grad=True)
+        self.heads, self.mlps = (
+            torch.ones(LAYERS, HEADS, requires_grad=True),
+            torch.ones(LAYERS, requires_grad=True),
+        )
         self.optimiser = torch.optim.Adam([self.heads, self.mlps], lr=LR)
         self.z, self.mlp_out = self._alternates(alternates)
         with torch.no_grad():
-            self.cache = model(originals[:, :-1], past_key_values=DynamicCache(), use_cache=True).past_key_values
+            self.cache = model(
+                originals[:, :-1], past_key_values=DynamicCache(), use_cache=True
+            ).past_key_values
         self.last = originals[:, -1:]
         self.mask = torch.ones_like(originals)
         self.position = torch.full_like(self.last, TOKENS - 1)
@@ -123,8 +130,16 @@ class Plain:
         out: list[Tensor] = []
         handles = []
         for block in self.model.model.layers:
-            handles.append(block.self_attn.o_proj.register_forward_pre_hook(lambda _, args: z.append(args[0][:, -1])))
-            handles.append(block.mlp.register_forward_hook(lambda _, args, output: out.append(output[:, -1])))
+            handles.append(
+                block.get_submodule("self_attn.o_proj").register_forward_pre_hook(
+                    lambda _, args: z.append(args[0][:, -1])
+                )
+            )
+            handles.append(
+                block.get_submodule("mlp").register_forward_hook(
+                    lambda _, args, output: out.append(output[:, -1])
+                )
+            )
         with torch.no_grad():
             self.model(ids, use_cache=False)
         for handle in handles:
@@ -133,8 +148,8 @@ class Plain:
 
     def _hook(self) -> None:
         for layer, block in enumerate(self.model.model.layers):
-            block.self_attn.o_proj.register_forward_pre_hook(self._blend_heads(layer))
-            block.mlp.register_forward_hook(self._blend_mlp(layer))
+            block.get_submodule("self_attn.o_proj").register_forward_pre_hook(self._blend_heads(layer))
+            block.get_submodule("mlp").register_forward_hook(self._blend_mlp(layer))
 
     def _blend_heads(self, layer: int) -> Callable[..., tuple[Tensor]]:
         def blend(_: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -193,7 +208,8 @@ def measure(repetitions: int, steps: int) -> dict[str, list[float]]:
     reuse, full = Ours(model, triples, reuse=True), Ours(model, triples, reuse=False)
 
     for _ in range(3):
-        seconds(full.step, 1), seconds(reuse.step, 1), seconds(plain.step, 1)
+        for each in (full, reuse, plain):
+            each.step()
     gap = max(float((other.values - reuse.values).abs().max()) for other in (full, plain))
     if not gap < 1e-5:
         raise SystemExit(f"the three do not learn the same mask: they differ by {gap:.2g} after 3 steps")
@@ -244,7 +260,13 @@ def main() -> None:
     }
     result = {
         "benchmark": "mask training step, CPU time",
-        "model": {"family": "llama", "layers": LAYERS, "d_model": WIDTH, "heads": HEADS, "vocabulary": VOCABULARY},
+        "model": {
+            "family": "llama",
+            "layers": LAYERS,
+            "d_model": WIDTH,
+            "heads": HEADS,
+            "vocabulary": VOCABULARY,
+        },
         "prompts": PROMPTS,
         "tokens": TOKENS,
         "repetitions": options.repetitions,

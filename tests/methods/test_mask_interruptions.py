@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def test_a_model_that_gives_nan_is_a_failure_that_says_where() -> None:
     module = build(FAMILY)
     model = load(module)
     triples = random_triples(8, names=("value",))
-    marked = [t.__class__(**(vars(t) | {"alternate_ids": (*t.alternate_ids[:-1], 3)})) for t in triples]
+    marked = [replace(t, alternate_ids=(*t.alternate_ids[:-1], 3)) for t in triples]
     with torch.no_grad():
         module.get_parameter("transformer.wte.weight")[3] = float("nan")
     options = MaskOptions(seeds=(0,), schedule=PLAN, own_masks=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,16 +26,12 @@ def chunk(target: list[int], rival: list[int], invariant: list[bool], base: list
     layout = Layout.build(("mlp",), model.dims)
     triples = [Triple("any", (5, 6), (7, 8), 3, original_answer_id=4, alternate_answer_id=3)] * len(target)
     made = prepare(model, layout, {"any": triples}).chunks[0]
-    return Chunk(
-        **(
-            vars(made)
-            | {
-                "target": torch.tensor(target),
-                "rival": torch.tensor(rival),
-                "invariant": torch.tensor(invariant),
-                "base_difference": torch.tensor(base),
-            }
-        )
+    return replace(
+        made,
+        target=torch.tensor(target),
+        rival=torch.tensor(rival),
+        invariant=torch.tensor(invariant),
+        base_difference=torch.tensor(base),
     )
 
 
