@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.core import ParameterSource
 
 from patchkit.cli.options import Out, Quiet, Resume, Seed, options_of
 from patchkit.cli.outcome import end, finished, open_model, record
@@ -72,9 +71,10 @@ def _study(
 
 def _command_line(ctx: typer.Context) -> str:
     """What to type to do this again: the options that are not defaults."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     changed = {
         name: value
         for name, value in ctx.params.items()
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if (source := sources[name]) is not None and source.name != "DEFAULT"
     }
     return shlex.join(["patchkit", str(ctx.info_name), *command_arguments(ctx.command, changed)])

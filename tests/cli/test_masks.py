@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from patchkit.cli import app
+from patchkit.errors import InputError
 from patchkit.results.manifest import read_manifest
 from patchkit.results.mask import MaskResult
 
@@ -40,7 +41,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_the_contracts_files(finished: Path) -> None:
-    assert {"manifest.json", "mask.json", "mask.safetensors", "report.html"} <= {p.name for p in finished.iterdir()}
+    assert {"manifest.json", "mask.json", "mask.safetensors", "report.html"} <= {
+        p.name for p in finished.iterdir()
+    }
     assert not (finished / "checkpoint").exists()
     manifest = read_manifest(finished)
     assert manifest.status == "done" and manifest.model is not None and manifest.model.id == "varbind-llama"
@@ -89,11 +92,15 @@ GOOD = {"desideratum": "d", "original_ids": [1, 5, 6], "alternate_ids": [1, 5, 7
          "token"),
     ],
 )  # fmt: skip
-def test_bad_triples_are_one_message_and_status_2(lines: list[str] | None, named: str, tmp_path: Path) -> None:
+def test_bad_triples_are_one_message_and_status_2(
+    lines: list[str] | None, named: str, tmp_path: Path
+) -> None:
     file = tmp_path / "triples.jsonl"
     if lines is not None:
         write_triples(file, lines)
-    result = run("mask", "--model", "varbind-llama", "--desiderata", file, "--out", tmp_path / "out", "--quiet")
+    result = run(
+        "mask", "--model", "varbind-llama", "--desiderata", file, "--out", tmp_path / "out", "--quiet"
+    )
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1 and "triples.jsonl" in result.stderr
     assert any(word in result.stderr.lower() for word in named.split("|")), result.stderr
@@ -165,7 +172,9 @@ def test_nan_keeps_the_last_good_mask_and_fails(monkeypatch: pytest.MonkeyPatch,
     assert read_manifest(tmp_path / "out").status == "failed"
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -193,7 +202,10 @@ def test_ctrl_c_ends_with_130_and_resume_gives_the_unbroken_result(finished: Pat
     slow = [word if word != "20" else "4000" for word in TASK]
     # A process group of its own, so that the signal reaches the command alone.
     process = subprocess.Popen(
-        [str(SCRIPT), "mask", *slow, "--out", str(out)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [str(SCRIPT), "mask", *slow, "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not (out / "manifest.json").exists() or read_manifest(out).model is None:
@@ -208,3 +220,16 @@ def test_ctrl_c_ends_with_130_and_resume_gives_the_unbroken_result(finished: Pat
     assert not (out / "mask.json").exists()
     other = run("mask", *TASK, "--out", out, "--resume")
     assert other.exit_code == 2 and "--steps" in other.stderr
+
+
+def test_the_command_that_makes_it_again_names_what_is_not_a_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(*arguments: object, command: str, **options: object) -> None:
+        raise InputError(f"<{command}>")
+
+    monkeypatch.setattr("patchkit.studies.run_study", stop)
+    plain = run("demo", "--out", tmp_path / "a", "--quiet")
+    assert "<patchkit demo>" in plain.stderr, plain.output
+    seeded = run("study", "variable-binding", "--seed", "7", "--out", tmp_path / "b", "--quiet")
+    assert "<patchkit study --seed 7 -- variable-binding>" in seeded.stderr, seeded.output
