@@ -88,8 +88,7 @@ GOOD = {"desideratum": "d", "original_ids": [1, 5, 6], "alternate_ids": [1, 5, 7
         (['{"desideratum": "d", '], "line 1"),
         ([json.dumps(GOOD), json.dumps({**GOOD, "target_id": 99999})], "line 2"),
         ([json.dumps({k: v for k, v in GOOD.items() if k != "target_id"})], "target"),
-        ([json.dumps({"desideratum": "d", "original": "a = 3 , ; + 4 a", "alternate": "a = 5 , ; + 4 a", "target": "7 8"})],
-         "token"),
+        ([json.dumps({"desideratum": "d", "original": "a = 3 , ;", "alternate": "a = 5 , ;", "target": "7 8"})], "token"),
     ],
 )  # fmt: skip
 def test_bad_triples_are_one_message_and_status_2(
