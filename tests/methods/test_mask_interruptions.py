@@ -47,7 +47,7 @@ class Recorder:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("until", ["training seed 1", "training alone value", "testing"])
+@pytest.mark.parametrize("until", ["training seed 1", "testing"])
 def test_an_interrupted_mask_that_goes_on_is_the_uninterrupted_one(
     tmp_path: Path, until: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
