@@ -142,7 +142,8 @@ def test_published_settings_are_the_published_ones() -> None:
 
 def test_the_script_runs_on_the_embedded_model(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "reproduce_variable_binding.py"
-    arguments = ["--model", "varbind-llama", "--samples", "18", "--iterations", "10", "--quiet", "--out", str(tmp_path / "r")]
+    arguments = ["--model", "varbind-llama", "--samples", "18", "--iterations", "10", "--quiet"]
+    arguments += ["--out", str(tmp_path / "r")]
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "NOT the published model" in done.stdout
