@@ -7,7 +7,7 @@ on: for masks at the last token, one token a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -98,6 +98,24 @@ def prepare(
     shares = [float(invariant[group == g].float().mean()) for g in range(len(triples))]
     kinds = tuple("invariance" if s == 1 else "dependence" if s == 0 else "mixed" for s in shares)
     return Prepared(tuple(triples), tuple(len(t) for t in triples.values()), kinds, tuple(chunks))
+
+
+def pool(parts: Sequence[Prepared]) -> Prepared:
+    """All triples of several preparations as one, desiderata of one name together; nothing is run again."""
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    sizes, kinds = dict.fromkeys(names, 0), {}
+    chunks: list[Chunk] = []
+    offset = 0
+    for part in parts:
+        for name, size, kind in zip(part.names, part.sizes, part.kinds, strict=True):
+            sizes[name] += size
+            kinds[name] = kind if kinds.get(name, kind) == kind else "mixed"
+        places = torch.tensor([names.index(name) for name in part.names])
+        for chunk in part.chunks:
+            group = places.to(chunk.group.device)[chunk.group]
+            chunks.append(replace(chunk, rows=chunk.rows + offset, group=group))
+        offset += sum(part.sizes)
+    return Prepared(names, tuple(sizes.values()), tuple(kinds[name] for name in names), tuple(chunks))
 
 
 def _prepare_chunk(

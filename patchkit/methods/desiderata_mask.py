@@ -27,7 +27,7 @@ from patchkit.methods._mask_evaluate import (
 )
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import Objective, check_fraction
-from patchkit.methods._mask_prepare import Prepared, Tally, prepare
+from patchkit.methods._mask_prepare import Prepared, Tally, pool, prepare
 from patchkit.methods._mask_train import PathPoint, PathResult, Schedule, train_path
 from patchkit.methods._mask_triples import make_splits
 from patchkit.model import PatchModel
@@ -303,17 +303,19 @@ class _Trainer:
             )
             alone = _prepare(self.model, self.layout, {name: self.held[name]}, self.options, self.tally)
             path = self._run(f"alone {name}", [own], alone, self.options.seeds[0])
-            found.append((name, path, self._choose(path, alone)))
+            found.append((name, path, self._choose(path, [own], alone)))
         return found
 
     def choose(self, path: PathResult) -> _Chosen:
         """The smallest set of a path that validation does not tell from the best, pruned."""
-        return self._choose(path, self.validation)
+        return self._choose(path, self.training, self.validation)
 
-    def _choose(self, path: PathResult, validation: Prepared) -> _Chosen:
+    def _choose(self, path: PathResult, training: list[Prepared], validation: Prepared) -> _Chosen:
         best = max(point.joint for point in path.points)
         good = [point for point in path.points if point.joint >= best - self.options.slack - ROUNDING]
         point = min(good, key=lambda p: (len(p.chosen), -p.joint))
-        kept, dropped = prune(self.model, self.layout, validation, rounded(point.values), self.options.slack)
+        # Every component dropped is one more choice: a small validation set alone would be fitted by pruning.
+        known = pool([*training, validation])
+        kept, dropped = prune(self.model, self.layout, known, rounded(point.values), self.options.slack)
         scores = evaluate_mask(self.model, self.layout, validation, self.layout.keep_all_but(kept))
         return _Chosen(point, kept, dropped, joint_score(scores))

@@ -179,7 +179,7 @@ def carried(result: MaskResult) -> str:
         cells += [heat_cell(entry.missed.get(name), sign=True) for name in asked]
         rows.append(cells)
     table = Table(
-        "Alone: per cent of held-out triples whose answer becomes the alternate run's when only this component is "
+        "Alone: per cent of held-out triples whose answer changes when only this component is "
         "patched. Missed: points the chosen set loses without it (negative: it does better without).",
         ["component", "w", *asked, *asked],
         rows,

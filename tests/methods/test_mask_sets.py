@@ -11,7 +11,7 @@ from patchkit.data import Triple
 from patchkit.methods import MaskOptions, Objective, Schedule, _mask_evaluate, desiderata_mask, learn_mask
 from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import Prepared, Tally, prepare
+from patchkit.methods._mask_prepare import Prepared, Tally, pool, prepare
 from patchkit.methods._mask_train import PathPoint, PathResult
 from tests.comparisons import pair
 from tests.methods.planted import EVERY_SET, FAMILY, KINDS, planted, score_table
@@ -179,3 +179,21 @@ def test_small_things() -> None:
     assert joint_score({"a": 0.5, "b": 0.2, "c": 0.9}) == 0.2
     assert joint_score({"a": 0.5, "b": 0.2, "c": 0.9}, ["a", "c"]) == 0.5
     assert rounded(torch.tensor([0.4999, 0.5, 0.0, 1.0])) == [0, 2]
+
+
+def test_pooled_preparations_score_as_all_their_triples_together() -> None:
+    model, _ = pair(FAMILY)
+    triples = planted({0, 4})
+    layout = Layout.build(KINDS, model.dims)
+
+    def made(**groups: Sequence[Triple]) -> Prepared:
+        return prepare(model, layout, groups, max_batch_tokens=40)
+
+    together = pool([made(a=triples[:5]), made(b=triples[5:9], a=triples[9:])])
+    whole = made(a=[*triples[:5], *triples[9:]], b=triples[5:9])
+    assert together.names == whole.names and together.sizes == whole.sizes
+    rows = torch.cat([chunk.rows for chunk in together.chunks])
+    assert sorted(rows.tolist()) == list(range(len(triples)))
+    for components in ([], [0], [0, 4], [1, 4]):
+        keep = layout.keep_all_but(components)
+        assert evaluate_mask(model, layout, together, keep) == evaluate_mask(model, layout, whole, keep)
