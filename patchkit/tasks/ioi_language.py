@@ -15,10 +15,9 @@ import hashlib
 import random
 from dataclasses import dataclass, replace
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from patchkit.data.words import word_tokenizer
 from patchkit.errors import InputError
 
 NAMES: tuple[str, ...] = tuple(
@@ -194,11 +193,4 @@ def resample_giving(rng: random.Random, story: Story) -> Story:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The whole-word tokenizer of the language: one token a word, `<s>` put first, `<pad>` on the left."""
-    vocabulary = {word: index for index, word in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    begin = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
-    tokenizer.post_processor = begin  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, unk_token=UNK, padding_side="left"
-    )
+    return word_tokenizer(VOCABULARY, pad=PAD, bos=BOS, unk=UNK)

@@ -20,10 +20,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from patchkit.data.words import word_tokenizer
 from patchkit.errors import InputError
 
 Split = Literal["train", "test"]
@@ -288,11 +287,4 @@ def sample_query(
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The whole-word tokenizer of the language: one token a word, `<s>` put first, `<pad>` on the left."""
-    vocabulary = {word: index for index, word in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    begin = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])])
-    tokenizer.post_processor = begin  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, unk_token=UNK, padding_side="left"
-    )
+    return word_tokenizer(VOCABULARY, pad=PAD, bos=BOS, unk=UNK)

@@ -29,11 +29,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from patchkit.data.words import word_tokenizer
 from patchkit.errors import InputError
 from patchkit.zoo.cards import ModelCard
 
@@ -103,17 +102,7 @@ def sample_prompts(n: int, seed: int, n_bindings: int = 4) -> list[HandmadePromp
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, `<s>` put first, `<pad>` on the left."""
-    tokenizer = Tokenizer(models.WordLevel(dict(TOKEN_IDS), unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    begin = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", TOKEN_IDS["<s>"])])
-    tokenizer.post_processor = begin  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
+    return word_tokenizer(WORDS, pad="<pad>", bos="<s>", unk="<unk>")
 
 
 def config() -> LlamaConfig:
