@@ -121,3 +121,15 @@ def test_unknown_names() -> None:
             InputError, match="no embedded model is called 'gpt5'; there are: .*varbind-llama"
         ):
             function("gpt5")
+
+
+def test_the_search_holds_the_shipped_seed_and_it_meets_the_bar() -> None:
+    with (zoo.MODELS / "varbind-llama" / "search.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shipped = [row for row in rows if row["note"].startswith("ships as varbind-llama;")]
+    assert len(shipped) == 1 and len(rows) > 4
+    assert int(shipped[0]["seed"]) == zoo.card("varbind-llama").seed
+    assert int(shipped[0]["components"]) / int(shipped[0]["of"]) <= 0.14
+    for name in ("value_dependence", "operation_invariance", "constant_invariance"):
+        assert float(shipped[0][f"{name}_worst_form"]) >= 0.97
+    assert float(shipped[0]["complement_joint"]) <= 0.2 and float(shipped[0]["random_joint_mean"]) <= 0.2
