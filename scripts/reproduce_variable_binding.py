@@ -9,7 +9,6 @@ The published settings on any model; `--plan` prints what it takes and needs no 
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -18,11 +17,11 @@ from typing import Annotated
 
 import typer
 
-from patchkit import InputError, PatchkitError, learn_mask, load, write_desiderata, write_report
-from patchkit.cli.console import give, plain_table, results
-from patchkit.cli.outcome import open_model
+from patchkit import InputError, PatchkitError, learn_mask, load, write_desiderata
+from patchkit.cli.console import plain_table, results
+from patchkit.cli.outcome import end, open_model, record
 from patchkit.cli.progress import progress_bar
-from patchkit.results.manifest import ModelRef, open_run_dir
+from patchkit.results.manifest import open_run_dir
 from patchkit.results.study import VariableBindingStudy
 from patchkit.studies.published import (
     SAMPLES,
@@ -89,13 +88,7 @@ def main(
         started = time.monotonic()
         loaded = open_model(model, dtype, device_map)
         made, task = published_triples(loaded, seed, samples, trailing_space)
-        run.record(
-            model=ModelRef(id=loaded.name, revision=loaded.revision, fingerprint=loaded.fingerprint()),
-            seed=seed,
-            direction="noise",
-            ablation="resample",
-            sign="mask values: 1 keeps the original run's activation, 0 puts in the alternate's",
-        )
+        record(run, loaded, options, seed)
         write_desiderata(run.path / "desiderata.jsonl", made.triples())
         with progress_bar(quiet) as progress:
             result = learn_mask(
@@ -115,10 +108,8 @@ def main(
             seconds=time.monotonic() - started,
             comparison=comparison,
         ).save(run.path)
-        shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
-        page = write_report(run.path)
-    _show(list(comparison.items()))
-    give(str(page))
+        _show(list(comparison.items()))
+        end(run, result, quiet)
 
 
 def _show(lines: list[tuple[str, str]]) -> None:

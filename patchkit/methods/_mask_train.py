@@ -53,8 +53,6 @@ class Schedule:
         for name, least in (("steps", 1), ("steps_after", 1), ("check_every", 1), ("patience", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if self.patience < 0:
-            raise InputError(f"patience is {self.patience}; expected 0 (take every step) or more")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr}; expected a positive learning rate")
 

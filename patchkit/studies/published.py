@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from patchkit import tasks
 from patchkit.data import Triple
 from patchkit.errors import InputError
 from patchkit.methods import Layout, MaskOptions, Objective, Schedule, mask_cost
 from patchkit.model import PatchModel
 from patchkit.results.mask import MaskResult
-from patchkit.tasks import arithmetic, variable_binding
-from patchkit.tasks.building import DesiderataSet, gather
+from patchkit.tasks import DesiderataSet
 from patchkit.tasks.language import VOCABULARY
 
 PUBLISHED_HEADS, PUBLISHED_MLPS, PUBLISHED_COMPONENTS = 9, 1, 1640
+#: ValueSwitch and TaskSwitch in the authors' code.
+PUBLISHED_DESIDERATA = ("value_dependence", "operation_invariance")
 #: The two sweeps of the authors' code, 0.005 to 0.06 and 0.06 to 0.12, in seven values.
 LAMBDAS = (0.005, 0.02, 0.04, 0.06, 0.08, 0.10, 0.12)
 ITERATIONS = 100
@@ -56,14 +58,10 @@ def published_triples(
             f"{model.name} has no tokenizer, and the published prompts are text; give a model that has one"
         )
     embedded = set(VOCABULARY) <= set(tokenizer.get_vocab())
-    module = variable_binding if embedded else arithmetic
+    task = "variable-binding" if embedded else "arithmetic"
     options = {} if embedded else {"trailing_space": trailing_space}
-    parts = [
-        (made.name, made(tokenizer, n, seed, split, **options))
-        for split in ("train", "test")
-        for made in (module.value_dependence, module.operation_invariance)
-    ]
-    return gather(parts), "variable-binding" if embedded else "arithmetic"
+    made = tasks.desiderata(task, tokenizer, n, n, seed, names=PUBLISHED_DESIDERATA, **options)
+    return made, task
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,8 @@ def _notes(result: MaskResult, options: StudyOptions) -> list[str]:
     alone = max((max(c.alone.values(), default=0.0) for c in result.carried), default=0.0)
     return [
         f"The mask was trained on the form `{options.train_form}` only; every other form is a test of generalisation.",
-        "Train and test share no list of bindings; lambda, seed and pruning were chosen on a validation part of the "
-        "training bindings, and the test part was used once.",
+        "Train and test share no list of bindings; lambda, seed and pruning were chosen on training bindings (a part "
+        "of them kept for validation), and the test part was used once.",
         f"Patched alone, no chosen component changes more than {alone:.0%} of the answers: the value is a joint product "
         "of several components, which is why patching one at a time misses them.",
         "The complement may reach value dependence, since it holds the MLPs in which the finished answer stands; it "
