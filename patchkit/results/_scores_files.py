@@ -1,0 +1,180 @@
+"""The files that scores are kept in: `scores.json` says what they are, `pairs.parquet` holds every pair's numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from patchkit.errors import InputError
+from patchkit.files import atomic_write
+from patchkit.model.nodes import NodeGrid
+from patchkit.results.convention import Convention
+from patchkit.results.formats import load_tensors, read_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MEANS, MEANS_ABS, PAIRS, HEADER = (
+    "scores.safetensors",
+    "scores_abs.safetensors",
+    "pairs.parquet",
+    "scores.json",
+)
+VERIFICATION, BOUND = "verification.json", "bound.json"
+# Offsets of Arrow's lists are 32 bits: longer columns are written in pieces.
+_CHUNK = 1 << 28
+
+
+class Header(BaseModel):
+    """`scores.json`: what the numbers are, and the grid they are laid out in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = 1
+    method: str
+    convention: Convention
+    grid: NodeGrid
+    pairs: int
+    cost: float
+    layer_backwards: int
+
+
+class PairNumbers(NamedTuple):
+    """The content of `pairs.parquet`; `magnitudes` are there when they are not the absolute effects."""
+
+    ids: tuple[str, ...]
+    base_metric: Float[Tensor, " pairs"]
+    source_metric: Float[Tensor, " pairs"]
+    effects: Float[Tensor, "pairs nodes"]
+    magnitudes: Float[Tensor, "pairs nodes"] | None
+
+
+def read_header(path: Path) -> Header:
+    """Reads `scores.json`. InputError names the file and the field, also where the grid cannot be."""
+    try:
+        return read_model(path, Header)
+    except InputError as error:
+        # A grid that contradicts itself is refused by NodeGrid, which does not know the file.
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def write_pairs(path: Path, grid: NodeGrid, numbers: PairNumbers) -> None:
+    """Writes one row a pair: id, metrics, and the nodes of each kind as a list, atomically."""
+    # Loading Arrow takes as long as a small command; most commands write no scores.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "id": pa.array(numbers.ids, pa.string()),
+        "base_metric": pa.array(numbers.base_metric.numpy(), pa.float32()),
+        "source_metric": pa.array(numbers.source_metric.numpy(), pa.float32()),
+    }
+    for prefix, values in (("effect", numbers.effects), ("magnitude", numbers.magnitudes)):
+        if values is not None:
+            columns |= {
+                f"{prefix}.{kind}": _lists(part.flatten(1)) for kind, part in grid.split(values).items()
+            }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd", use_dictionary=False)
+    atomic_write(path, buffer.getvalue())
+
+
+def read_pairs(path: Path, grid: NodeGrid, pairs: int) -> PairNumbers:
+    """Reads what `write_pairs` wrote.
+
+    Raises:
+        InputError: the file is missing or malformed, or its rows or lists do not fit the grid.
+    """
+    table = read_table(path)
+    if table.num_rows != pairs:
+        raise InputError(f"{path}: expected {pairs} pairs as {HEADER} says, found {table.num_rows} rows.")
+    prefixes = ["effect"] + ["magnitude"] * any(name.startswith("magnitude.") for name in table.column_names)
+    wanted = ["id", "base_metric", "source_metric", *(f"{p}.{kind}" for p in prefixes for kind in grid.kinds)]
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path}: no column '{missing[0]}', found {', '.join(table.column_names)}.")
+    parts = {
+        prefix: {kind: _matrix(path, table, f"{prefix}.{kind}", grid.size(kind)) for kind in grid.kinds}
+        for prefix in prefixes
+    }
+    return PairNumbers(
+        tuple(str(name) for name in table["id"].to_pylist()),
+        _matrix(path, table, "base_metric", 1)[:, 0],
+        _matrix(path, table, "source_metric", 1)[:, 0],
+        grid.join(parts["effect"], lead=1),
+        grid.join(parts["magnitude"], lead=1) if "magnitude" in parts else None,
+    )
+
+
+def read_table(path: Path) -> pa.Table:
+    """Reads a parquet file. InputError when it is missing or malformed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Check the path, or run the command that writes it.")
+    try:
+        return pq.read_table(io.BytesIO(path.read_bytes()))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: expected a parquet file, found something else ({reason}). Write it again."
+        ) from error
+
+
+def check_means(path: Path, grid: NodeGrid) -> None:
+    """Checks that a file of means has the grid's tensors.
+
+    Raises:
+        InputError: naming the tensor that is missing, unknown or of another shape.
+    """
+    tensors: Mapping[str, Tensor] = load_tensors(path)
+    for kind in sorted(tensors.keys() | set(grid.kinds)):
+        if kind not in tensors:
+            raise InputError(
+                f"{path}: no tensor '{kind}', which {HEADER} names; found {', '.join(sorted(tensors))}."
+            )
+        if kind not in grid.kinds:
+            raise InputError(
+                f"{path}: tensor '{kind}' is not in {HEADER}, which names {', '.join(grid.kinds)}."
+            )
+        if tuple(tensors[kind].shape) != grid.shape(kind):
+            raise InputError(
+                f"{path}: tensor '{kind}' has shape {list(tensors[kind].shape)}, expected {list(grid.shape(kind))} "
+                f"({', '.join(grid.axes(kind))}) as {HEADER} says."
+            )
+
+
+def _lists(values: Float[Tensor, "pairs nodes"]) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    size = values.shape[1]
+    chunks = values.split(max(1, _CHUNK // size)) if len(values) else ()
+    arrays = []
+    for chunk in chunks:
+        offsets = torch.arange(len(chunk) + 1, dtype=torch.int32) * size
+        flat = chunk.contiguous().flatten()
+        arrays.append(pa.ListArray.from_arrays(pa.array(offsets.numpy()), pa.array(flat.numpy())))
+    return pa.chunked_array(arrays, pa.list_(pa.float32()))
+
+
+def _matrix(path: Path, table: pa.Table, name: str, size: int) -> Float[Tensor, "pairs {size}"]:
+    """A column of numbers, or of lists of `size` numbers, as a matrix."""
+    import pyarrow as pa
+
+    column = table[name]
+    listed = pa.types.is_list(column.type)
+    kind = column.type.value_type if listed else column.type
+    lengths = {n for chunk in column.chunks for n in chunk.value_lengths().to_pylist()} if listed else {1}
+    if not pa.types.is_floating(kind) or column.null_count or lengths - {size}:
+        found = f"lists of {', '.join(map(str, lengths))}" if listed else str(column.type)
+        raise InputError(f"{path}, column '{name}': expected {size} float32 in every row, found {found}.")
+    parts = [chunk.flatten() if listed else chunk for chunk in column.chunks]
+    flat = [torch.tensor(part.to_numpy(zero_copy_only=False), dtype=torch.float32) for part in parts]
+    return torch.cat([torch.empty(0), *flat]).reshape(table.num_rows, size)
