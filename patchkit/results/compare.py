@@ -1,13 +1,15 @@
-"""Whether two runs gave the same numbers: every tensor and every number in JSON that the first one holds."""
+"""Whether two runs gave the same numbers: every tensor, parquet column and number in JSON that the first one holds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from patchkit.errors import InputError
+from patchkit.results._scores_files import read_table
 from patchkit.results.formats import load_tensors, read_json
 
 # What two runs of one command do not share: where they ran, and how long they took.
@@ -16,7 +18,7 @@ _OWN_KEYS = frozenset({"seconds", "command"})
 
 
 def compare_runs(first: Path | str, second: Path | str) -> dict[str, float]:
-    """Largest absolute difference of each tensor (`file:tensor`) and of each JSON file's numbers.
+    """Largest absolute difference of each tensor or parquet column (`file:name`) and of each JSON file's numbers.
 
     A tensor of another shape, a number on one side only, other text or another number of items is an infinite
     difference; NaN equals NaN. The manifest and wall times are left out. InputError when a file of the first
@@ -26,20 +28,50 @@ def compare_runs(first: Path | str, second: Path | str) -> dict[str, float]:
     files = sorted(
         path.name
         for path in first.iterdir()
-        if path.suffix in (".safetensors", ".json") and path.name not in _OWN_FILES
+        if path.suffix in (".safetensors", ".json", ".parquet") and path.name not in _OWN_FILES
     )
     if not files:
-        raise InputError(f"{first}: no results to compare (no .safetensors or .json beside the manifest).")
+        raise InputError(
+            f"{first}: no results to compare (no .safetensors, .json or .parquet beside the manifest)."
+        )
     differences: dict[str, float] = {}
     for file in files:
         if file.endswith(".json"):
             differences[file] = _values(read_json(first / file), read_json(second / file))
             continue
-        left, right = load_tensors(first / file), load_tensors(second / file)
+        read = load_tensors if file.endswith(".safetensors") else _columns
+        left, right = read(first / file), read(second / file)
         for name in sorted(left.keys() | right.keys()):
             both = name in left and name in right
-            differences[f"{file}:{name}"] = _tensors(left[name], right[name]) if both else float("inf")
+            differences[f"{file}:{name}"] = _column(left[name], right[name]) if both else float("inf")
     return differences
+
+
+def _columns(path: Path) -> dict[str, Any]:
+    """Columns of a parquet file: those of numbers and of lists of numbers as one tensor, others as they are."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    table = read_table(path)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        listed = pa.types.is_list(column.type)
+        flat = [chunk.flatten() if listed else chunk for chunk in column.chunks]
+        if pa.types.is_floating(column.type.value_type if listed else column.type):
+            parts = [torch.tensor(part.to_numpy(zero_copy_only=False)) for part in flat]
+            columns[name] = torch.cat(parts) if parts else torch.empty(0)
+        else:
+            columns[name] = column.to_pylist()
+    return columns
+
+
+def _column(left: Any, right: Any) -> float:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return _tensors(left, right)
+    return (
+        _values(left, right)
+        if not isinstance(left, Tensor) and not isinstance(right, Tensor)
+        else float("inf")
+    )
 
 
 def _tensors(left: Tensor, right: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,7 @@ class Convention(BaseModel):
     patching: str = Field(default="node", description="node or edge")
 
 
+@runtime_checkable
 class Conventional(Protocol):
     """Results that carry their convention."""
 

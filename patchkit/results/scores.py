@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -117,10 +117,11 @@ class Scores:
         numbers = among.nonzero()[:, 0]
         return numbers[torch.sort(keys[numbers], descending=True, stable=True).indices]
 
-    def top(
-        self, k: int, by: Literal["abs", "positive", "negative"] = "abs"
-    ) -> list[tuple[str, float, float]]:
-        """The first `k` nodes as (name, mean, mean_abs): by mean_abs, or those that raise or lower the metric most.
+    def top(self, k: int, by: str = "abs") -> list[tuple[str, float, float]]:
+        """The first `k` nodes as (name, mean, mean_abs).
+
+        `by` is `abs` (largest mean_abs), `positive` or `negative` (those whose mean effect raises or lowers the
+        metric most).
 
         Raises:
             InputError: `by` is something else.
