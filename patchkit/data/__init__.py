@@ -19,6 +19,9 @@ from patchkit.data.metrics import target_logprob as target_logprob
 from patchkit.data.pairs import Pair as Pair
 from patchkit.data.pairs import read_pairs as read_pairs
 from patchkit.data.pairs import write_pairs as write_pairs
+from patchkit.data.places import Places as Places
+from patchkit.data.places import covering as covering
+from patchkit.data.places import read_places as read_places
 from patchkit.data.splits import drop_uninformative as drop_uninformative
 from patchkit.data.splits import group as group
 from patchkit.data.splits import require_disjoint as require_disjoint

@@ -17,6 +17,12 @@ from patchkit.model.architectures import (
 )
 from patchkit.model.dims import Dims as Dims
 from patchkit.model.load import open_model as open_model
+from patchkit.model.nodes import (
+    NodeGrid as NodeGrid,
+)
+from patchkit.model.nodes import (
+    kinds_of as kinds_of,
+)
 from patchkit.model.patch_model import PatchModel as PatchModel
 from patchkit.model.sites import (
     KINDS as KINDS,

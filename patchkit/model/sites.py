@@ -107,6 +107,7 @@ def sites_of(kind: str, dims: Dims) -> list[Site]:
 
 
 _NAME = re.compile(r"(?P<unit>[am])(?P<layer>[0-9]+)(?:\.(?P<part>[hn])(?P<index>[0-9]+))?")
+_LONG_NAME = re.compile(r"(?P<kind>[a-z_]+)\.(?P<layer>[0-9]+)(?P<part>\.h(?P<index>[0-9]+))?")
 
 
 def node_name(kind: str, layer: int, index: int = 0) -> str:
@@ -126,17 +127,13 @@ def node_name(kind: str, layer: int, index: int = 0) -> str:
 def parse_node(name: str, dims: Dims) -> tuple[Site, int]:
     """A node from its name: (site, index). `a1.h3` is the head's z, `m2` the MLP's output, `m2.n17` a neuron.
 
+    Every other kind is spelled out, as `node_name` does: `resid_pre.2`, `k.1.h0`.
+
     Raises:
         InputError: the name is malformed, or the layer, head or neuron does not exist in this model.
     """
-    match = _NAME.fullmatch(name)
-    parts = (match["unit"], match["part"]) if match else None
-    kind = {("a", "h"): "z", ("m", None): "mlp_out", ("m", "n"): "neuron"}.get(parts) if parts else None
-    if match is None or kind is None:
-        raise InputError(
-            f"node '{name}' is not a node name; expected a{{layer}}.h{{head}}, m{{layer}} or m{{layer}}.n{{neuron}}"
-        )
-    site, index = Site(kind, int(match["layer"])), int(match["index"] or 0)
+    kind, layer, index = _read_name(name)
+    site = Site(kind, layer)
     check_site(site, dims)
     count = KINDS[kind].count(dims)
     if index >= count:
@@ -144,3 +141,20 @@ def parse_node(name: str, dims: Dims) -> tuple[Site, int]:
             f"node '{name}': index {index} is out of range, layer {site.layer} has 0 to {count - 1}"
         )
     return site, index
+
+
+def _read_name(name: str) -> tuple[str, int, int]:
+    match = _NAME.fullmatch(name)
+    if match is not None:
+        parts = (match["unit"], match["part"])
+        kind = {("a", "h"): "z", ("m", None): "mlp_out", ("m", "n"): "neuron"}.get(parts)
+        if kind is not None:
+            return kind, int(match["layer"]), int(match["index"] or 0)
+    match = _LONG_NAME.fullmatch(name)
+    headed = match is not None and match["part"] is not None
+    if match is not None and match["kind"] in KINDS and headed == ("head" in KINDS[match["kind"]].unit):
+        return match["kind"], int(match["layer"]), int(match["index"] or 0)
+    raise InputError(
+        f"node '{name}' is not a node name; expected a{{layer}}.h{{head}}, m{{layer}}, m{{layer}}.n{{neuron}}, or "
+        "a kind with its layer and head, as resid_pre.2 or k.1.h0"
+    )

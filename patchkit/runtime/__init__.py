@@ -1,5 +1,6 @@
 """How Programs run: what they are, and the scheduler that batches them."""
 
+from patchkit.runtime.journal import Journal as Journal
 from patchkit.runtime.program import Cost as Cost
 from patchkit.runtime.program import Program as Program
 from patchkit.runtime.scheduler import (

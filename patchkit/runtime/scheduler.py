@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
+from patchkit.runtime.journal import Journal
 from patchkit.runtime.program import Program
 
 Item = TypeVar("Item")
@@ -49,8 +50,12 @@ def run_program(
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     progress: Progress | None = None,
     label: str = "",
+    journal: Journal | None = None,
 ) -> dict[str, Tensor]:
     """Runs a Program over items of any lengths and returns its tensors in the order of the items.
+
+    Args:
+        journal: where finished batches are noted, and taken from when the run was interrupted before.
 
     Raises:
         InputError: there is nothing to run.
@@ -60,7 +65,14 @@ def run_program(
     order: list[int] = []
     parts: list[dict[str, Tensor]] = []
     for batch in length_buckets([program.tokens(item) for item in items], max_batch_tokens):
-        parts.append(program.run(model, [items[i] for i in batch]))
+        part = None if journal is None else journal.read(batch)
+        if part is None:
+            part = {
+                name: value.cpu() for name, value in program.run(model, [items[i] for i in batch]).items()
+            }
+            if journal is not None:
+                journal.write(batch, part)
+        parts.append(part)
         order.extend(batch)
         if progress is not None:
             progress(label, len(order), len(items))

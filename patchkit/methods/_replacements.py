@@ -1,0 +1,121 @@
+"""What is put in where a node is patched: the pair's other run, a mean over a reference set, zeros, or noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchkit.data import Batch, Pair
+from patchkit.errors import InputError
+from patchkit.methods._node_options import NodeOptions
+from patchkit.methods._pair_batch import PairBatch
+from patchkit.model import KINDS, PatchModel, Site
+from patchkit.runtime import length_buckets
+from patchkit.tracing import capture
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """How values for patched nodes are made; see `NodeOptions.ablation`."""
+
+    ablation: str
+    noise_scale: float = 1.0
+    seed: int = 0
+    means: Mapping[Site, Tensor] | None = None
+
+    @property
+    def needs_own(self) -> bool:
+        """Whether the base run's own activations at the sites are needed."""
+        return self.ablation == "noise"
+
+    @property
+    def causal(self) -> bool:
+        """Whether what is put in equals the base run's own before the first token that differs."""
+        return self.ablation == "resample"
+
+    def values(
+        self, model: PatchModel, batch: PairBatch, sites: Sequence[Site], own: Mapping[Site, Tensor]
+    ) -> tuple[dict[Site, Tensor], Tensor]:
+        """(`[pairs, width, ...]` to put in at each site, the source runs' last-position logits).
+
+        Args:
+            own: the base runs' activations, when `needs_own`.
+        """
+        run = capture(model, batch.source, sites if self.ablation == "resample" else ())
+        if self.ablation == "resample":
+            return dict(run.values), run.logits
+        pairs, width = len(batch.pairs), batch.base.width
+        made: dict[Site, Tensor] = {}
+        for site in sites:
+            shape = (pairs, width, *KINDS[site.kind].shape(model.dims))
+            if self.ablation == "zero":
+                made[site] = torch.zeros(shape, dtype=model.dtype, device=model.embed_device)
+            elif self.ablation == "mean":
+                assert self.means is not None
+                made[site] = self.means[site].expand(shape)
+            else:
+                made[site] = self._noised(site, own[site], batch)
+        return made, run.logits
+
+    def _noised(self, site: Site, own: Tensor, batch: PairBatch) -> Tensor:
+        noised = own.clone()
+        for row, (pair, offset) in enumerate(zip(batch.pairs, batch.base.offset.tolist(), strict=True)):
+            real = own[row, offset:].float()
+            # Seeded by the pair and the site, so that a pair's numbers do not depend on its batch.
+            text = f"{self.seed} {pair.id} {site}".encode()
+            generator = torch.Generator().manual_seed(
+                int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+            )
+            drawn = torch.randn(real.shape, generator=generator).to(real)
+            noised[row, offset:] += (self.noise_scale * real.std(correction=0) * drawn).to(own.dtype)
+        return noised
+
+
+def replacement(
+    model: PatchModel,
+    pairs: Sequence[Pair],
+    options: NodeOptions,
+    sites: Sequence[Site],
+    reference: Sequence[Pair] | None,
+) -> Replacement:
+    """The replacement that options ask for; the mean runs the source prompts of the reference set once.
+
+    Raises:
+        InputError: mean ablation without a reference set, or with one whose lengths differ from the pairs'; a
+            reference set for another ablation.
+    """
+    if options.ablation != "mean":
+        if reference is not None:
+            raise InputError(f"a reference set is for the ablation 'mean'; found '{options.ablation}'")
+        return Replacement(options.ablation, options.noise_scale, options.seed)
+    if not reference:
+        raise InputError(
+            "the ablation 'mean' needs a reference set to take the mean over; give prompt pairs "
+            "(reference=..., or --reference FILE), or another ablation: resample, zero, noise"
+        )
+    lengths = {len(pair.clean_ids): pair.id for pair in reversed([*pairs, *reference])}
+    if len(lengths) > 1:
+        found = ", ".join(f"{length} ({name!r})" for length, name in sorted(lengths.items())[:4])
+        raise InputError(
+            "the ablation 'mean' takes the mean position by position, so the pairs and the reference set must all "
+            f"have one length; found lengths {found}. Keep one length, or use the ablation resample or zero"
+        )
+    return Replacement("mean", means=_means(model, reference, options, sites))
+
+
+def _means(
+    model: PatchModel, reference: Sequence[Pair], options: NodeOptions, sites: Sequence[Site]
+) -> dict[Site, Tensor]:
+    prompts = [pair.corrupt_ids if options.direction == "noise" else pair.clean_ids for pair in reference]
+    total: dict[Site, Tensor] = {}
+    for indices in length_buckets([len(prompt) for prompt in prompts], options.max_batch_tokens):
+        run = capture(model, Batch.from_ids([prompts[i] for i in indices], model.pad_id), sites)
+        for site, value in run.values.items():
+            # In float64, so that the order of the prompts cannot be seen in the result.
+            added = value.double().sum(0)
+            total[site] = added if site not in total else total[site] + added
+    return {site: (value / len(prompts)).to(model.dtype) for site, value in total.items()}

@@ -1,0 +1,299 @@
+"""Exact activation patching: run the base prompt with a node's activation replaced, and see what the metric does.
+
+    effect(n) = metric(base run with n := what is put in) - metric(base run)
+
+Every patched run restarts at the layer and the token of its patch, and many of them are the rows of one batch
+(`patchkit.tracing.restart`); the numbers are those of one whole forward a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchkit.data import Metric, Pair, resolve_metric
+from patchkit.errors import InputError
+from patchkit.methods._node_options import Asked, NodeOptions, ask
+from patchkit.methods._pair_batch import PairBatch
+from patchkit.methods._replacements import Replacement, replacement
+from patchkit.methods._set_rows import SetItem, lay_out, restarts, site_masks
+from patchkit.model import Dims, NodeGrid, PatchModel
+from patchkit.results.scores import Scores
+from patchkit.runtime import Cost, Journal, Progress, run_program
+from patchkit.tracing.restart import Swap, compute_base, run_swapped
+
+#: Nodes of one pair that are patched between two base runs: enough that the base runs are a small part of the work.
+NODES_AN_ITEM = 128
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSets:
+    """The Program of exact patching: each set of nodes of each item, patched at once.
+
+    `run` gives for each item `effect` (`[items, most]`, NaN beyond an item's own sets), the metric of the `base` and
+    `source` runs, and the `work` paid, in token-forwards.
+    """
+
+    grid: NodeGrid
+    metric: str
+    direction: str
+    replacement: Replacement
+    most: int
+    max_batch_tokens: int
+
+    def tokens(self, item: SetItem) -> int:
+        """Counts the patched rows too, though only a part of them is in memory at once."""
+        return item.tokens * max(1, item.sets // 4)
+
+    def run(self, model: PatchModel, items: Sequence[SetItem]) -> dict[str, Tensor]:
+        batch, pair_of = _batch_of(model, items, self.direction)
+        metric = resolve_metric(self.metric)
+        sites = self.grid.sites(torch.cat([item.nodes for item in items]))
+        base = compute_base(model, batch.base, sites if self.replacement.needs_own else ())
+        values, source_logits = self.replacement.values(model, batch, sites, base.own)
+        base_metric = batch.score(metric, base.logits, base.logits).cpu()
+        source_metric = batch.score(metric, source_logits, base.logits).cpu()
+
+        unchanged = (
+            batch.first_difference() if self.replacement.causal else torch.zeros(len(batch.pairs)).long()
+        )
+        rows = lay_out(self.grid, items, batch.cover, pair_of, unchanged)
+        effects = torch.zeros(len(rows.pair), dtype=base_metric.dtype)
+        work = torch.zeros(len(rows.pair))
+        for restart in restarts(rows, batch.base.width, self.max_batch_tokens):
+            pairs = rows.pair[restart.rows]
+            masks = site_masks(self.grid, rows, restart.rows, batch.cover)
+            # Columns before the restart hold the base run's own values, which a row may be said to put in.
+            for mask in masks.values():
+                mask[:, : restart.start] = False
+            swaps = [Swap(site, mask, values[site]) for site, mask in masks.items()]
+            logits = run_swapped(model, base, pairs, swaps, layer=restart.layer, start=restart.start)
+            effects[restart.rows] = self._effect(batch, metric, logits, base.logits, base_metric, pairs)
+            work[restart.rows] = self._work(restart.layer, batch.base.width - restart.start)
+        return self._by_item(items, pair_of, effects, work, base_metric, source_metric, batch)
+
+    def cost(self, dims: Dims, items: Sequence[SetItem]) -> Cost:
+        """Token-forwards, from the layers and tokens that each set changes; that prompts differ is not known here."""
+        forwards, kept = 0.0, 0
+        for item in items:
+            where = self.grid.locate(item.nodes)
+            first = torch.tensor([min(tokens) for tokens in item.covered])[where.place]
+            layer = torch.full((item.sets,), dims.n_layers).scatter_reduce(0, item.owner, where.layer, "amin")
+            start = torch.full((item.sets,), item.tokens).scatter_reduce(0, item.owner, first, "amin")
+            share = (dims.n_layers - layer) / dims.n_layers
+            forwards += 2 * item.tokens + float((share * (item.tokens - start)).sum())
+            width = dims.n_layers * (dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
+            kept += 4 * item.tokens * width
+        return Cost(forwards, kept)
+
+    def _effect(
+        self, batch: PairBatch, metric: Metric, logits: Tensor, reference: Tensor, base: Tensor, pairs: Tensor
+    ) -> Tensor:
+        return batch.score(metric, logits, reference, pairs).cpu() - base[pairs]
+
+    def _work(self, layer: int, columns: int) -> float:
+        return columns * (self.grid.dims.n_layers - layer) / self.grid.dims.n_layers
+
+    def _by_item(
+        self,
+        items: Sequence[SetItem],
+        pair_of: Sequence[int],
+        effects: Tensor,
+        work: Tensor,
+        base: Tensor,
+        source: Tensor,
+        batch: PairBatch,
+    ) -> dict[str, Tensor]:
+        found = torch.full((len(items), self.most), torch.nan, dtype=effects.dtype)
+        paid = torch.zeros(len(items))
+        sizes = [item.sets for item in items]
+        shared = torch.bincount(torch.tensor(pair_of), minlength=len(batch.pairs)).float()
+        for place, (each, cost) in enumerate(zip(effects.split(sizes), work.split(sizes), strict=True)):
+            found[place, : len(each)] = each
+            paid[place] = cost.sum() + 2 * items[place].tokens / shared[pair_of[place]]
+        of = torch.tensor(pair_of)
+        return {"effect": found, "base": base[of], "source": source[of], "work": paid}
+
+
+def _batch_of(model: PatchModel, items: Sequence[SetItem], direction: str) -> tuple[PairBatch, list[int]]:
+    """The items' pairs, each once, and for each item where its pair is."""
+    first: dict[int, SetItem] = {}
+    for item in items:
+        first.setdefault(item.number, item)
+    place = {number: index for index, number in enumerate(first)}
+    unique = list(first.values())
+    batch = PairBatch.of(model, [i.pair for i in unique], [i.covered for i in unique], direction)
+    return batch, [place[item.number] for item in items]
+
+
+def patch_nodes(
+    model: PatchModel,
+    pairs: Sequence[Pair],
+    options: NodeOptions | None = None,
+    *,
+    reference: Sequence[Pair] | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """The exact effect of every node that is asked for, one patch at a time (Vig et al. 2020; Meng et al. 2022).
+
+    Args:
+        reference: prompt pairs whose source prompts the ablation `mean` is taken over.
+        checkpoint: a directory for finished batches, from which an interrupted run goes on.
+
+    Returns:
+        `Scores` of method `exact`; positive effects raise the metric.
+
+    Raises:
+        InputError: a node, position or metric that does not exist, pairs that do not align.
+    """
+    asked = ask(model, pairs, options or NodeOptions())
+    made = replacement(model, pairs, asked.options, asked.grid.sites(asked.ids), reference)
+    return exact_scores(model, asked, made, asked.ids, checkpoint, progress)
+
+
+def exact_scores(
+    model: PatchModel,
+    asked: Asked,
+    made: Replacement,
+    ids: Int[Tensor, " n"],
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """`patch_nodes` for some of the nodes, with the replacement made."""
+    slices = ids.split(NODES_AN_ITEM)
+    items = [
+        SetItem(number, pair, asked.places.covered[number], part, torch.arange(len(part)), len(part))
+        for part in slices
+        for number, pair in enumerate(asked.pairs)
+    ]
+    found = _run(model, asked, made, items, checkpoint, progress, "patching")
+    pairs = len(asked.pairs)
+    effects = torch.full((pairs, len(asked.grid)), torch.nan, dtype=found["effect"].dtype)
+    by_slice = found["effect"].reshape(len(slices), pairs, -1)
+    for part, values in zip(slices, by_slice, strict=True):
+        effects[:, part] = values[:, : len(part)]
+    return Scores(
+        grid=asked.grid,
+        method="exact",
+        convention=asked.options.convention,
+        pair_ids=tuple(pair.id for pair in asked.pairs),
+        effects=effects,
+        magnitudes=effects.abs(),
+        base_metric=found["base"][:pairs],
+        source_metric=found["source"][:pairs],
+        cost=_forward_equivalents(asked, found),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SetEffects:
+    """Effects of sets: `effects[r]` of set r in the pair it was asked for, and what they cost in forward-equivalents
+    (1 = one forward over every base prompt)."""
+
+    effects: Float[Tensor, " rows"]
+    cost: float
+
+
+def patch_sets(
+    model: PatchModel,
+    pairs: Sequence[Pair],
+    sets: Sequence[Int[Tensor, " _"]],
+    pair_numbers: Sequence[int],
+    options: NodeOptions | None = None,
+    *,
+    reference: Sequence[Pair] | None = None,
+    progress: Progress | None = None,
+) -> SetEffects:
+    """The exact effect of patching whole sets of nodes at once.
+
+    Args:
+        sets: node numbers of the grid that `options` span over `pairs` (see `Scores.grid`); one set a row.
+        pair_numbers: the pair that each set is patched in.
+
+    Raises:
+        InputError: a set and pair that do not belong together, or a number outside the grid.
+    """
+    asked = ask(model, pairs, options or NodeOptions())
+    made = replacement(model, pairs, asked.options, asked.grid.sites(asked.ids), reference)
+    return set_effects(model, asked, made, sets, pair_numbers, progress)
+
+
+def set_effects(
+    model: PatchModel,
+    asked: Asked,
+    made: Replacement,
+    sets: Sequence[Int[Tensor, " _"]],
+    pair_numbers: Sequence[int],
+    progress: Progress | None = None,
+) -> SetEffects:
+    """`patch_sets` with the replacement made."""
+    if len(sets) != len(pair_numbers):
+        raise InputError(f"{len(sets)} sets of nodes for {len(pair_numbers)} pair numbers; expected one each")
+    for nodes in sets:
+        if nodes.numel() and not (0 <= int(nodes.min()) and int(nodes.max()) < len(asked.grid)):
+            raise InputError(
+                f"a set holds node {int(nodes.max())}, outside the grid of {len(asked.grid)} nodes"
+            )
+    mine: dict[int, list[int]] = {}
+    for row, number in enumerate(pair_numbers):
+        mine.setdefault(number, []).append(row)
+    items, order = [], []
+    for number, rows in mine.items():
+        for begin in range(0, len(rows), NODES_AN_ITEM):
+            part = rows[begin : begin + NODES_AN_ITEM]
+            order.append(part)
+            items.append(
+                SetItem(
+                    number,
+                    asked.pairs[number],
+                    asked.places.covered[number],
+                    torch.cat([sets[row] for row in part]),
+                    torch.arange(len(part)).repeat_interleave(torch.tensor([len(sets[row]) for row in part])),
+                    len(part),
+                )
+            )
+    found = _run(model, asked, made, items, None, progress, "patching sets")
+    effects = torch.empty(len(sets), dtype=found["effect"].dtype)
+    for part, values in zip(order, found["effect"], strict=True):
+        effects[torch.tensor(part)] = values[: len(part)]
+    return SetEffects(effects, _forward_equivalents(asked, found))
+
+
+def _run(
+    model: PatchModel,
+    asked: Asked,
+    made: Replacement,
+    items: Sequence[SetItem],
+    checkpoint: Path | None,
+    progress: Progress | None,
+    label: str,
+) -> dict[str, Tensor]:
+    options = asked.options
+    program = PatchSets(
+        asked.grid,
+        options.metric,
+        options.direction,
+        made,
+        max(i.sets for i in items),
+        options.max_batch_tokens,
+    )
+    journal = None if checkpoint is None else Journal(checkpoint, f"{label} {options} {len(items)}")
+    return run_program(
+        program,
+        model,
+        items,
+        max_batch_tokens=options.max_batch_tokens,
+        progress=progress,
+        label=label,
+        journal=journal,
+    )
+
+
+def _forward_equivalents(asked: Asked, found: dict[str, Tensor]) -> float:
+    return float(found["work"].double().sum()) / sum(len(pair.clean_ids) for pair in asked.pairs)
