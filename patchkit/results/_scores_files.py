@@ -72,8 +72,8 @@ def write_pairs(path: Path, grid: NodeGrid, numbers: PairNumbers) -> None:
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "id": pa.array(numbers.ids, pa.string()),
-        "base_metric": pa.array(numbers.base_metric.numpy(), pa.float32()),
-        "source_metric": pa.array(numbers.source_metric.numpy(), pa.float32()),
+        "base_metric": pa.array(numbers.base_metric.float().numpy()),
+        "source_metric": pa.array(numbers.source_metric.float().numpy()),
     }
     for prefix, values in (("effect", numbers.effects), ("magnitude", numbers.magnitudes)):
         if values is not None:
@@ -159,7 +159,7 @@ def _lists(values: Float[Tensor, "pairs nodes"]) -> pa.ChunkedArray:
     arrays = []
     for chunk in chunks:
         offsets = torch.arange(len(chunk) + 1, dtype=torch.int32) * size
-        flat = chunk.contiguous().flatten()
+        flat = chunk.float().contiguous().flatten()
         arrays.append(pa.ListArray.from_arrays(pa.array(offsets.numpy()), pa.array(flat.numpy())))
     return pa.chunked_array(arrays, pa.list_(pa.float32()))
 

@@ -39,7 +39,8 @@ class Scores:
         method: `exact`, `atp`, `atp-qk`, `atp-graddrop` or `atp-star`.
         convention: metric, direction, ablation and positions that the effects are of.
         pair_ids: of the pairs, in the order of the rows.
-        effects: signed, float32, on the CPU; NaN where a node was not asked for.
+        effects: signed, on the CPU; NaN where a node was not asked for. Stored as float32; in memory float64 where the
+            model computes so.
         magnitudes: |effects|, or GradDrop's mean of absolute values over its drops.
         base_metric: metric of each base run.
         source_metric: metric of each source run.
@@ -76,7 +77,8 @@ class Scores:
                     f"{name} of {shape[0]} pairs and {shape[1]} nodes: expected shape {list(wanted)}, "
                     f"found {list(values.shape)}"
                 )
-            object.__setattr__(self, name, values.detach().to("cpu", torch.float32))
+            kept = torch.float64 if values.dtype == torch.float64 else torch.float32
+            object.__setattr__(self, name, values.detach().to("cpu", kept))
         if not shape[0]:
             raise InputError("scores need at least one pair, found none")
 
@@ -91,7 +93,7 @@ class Scores:
         Raises:
             InputError: the grid has no such kind.
         """
-        return self._of_kind(self.effects.mean(0, dtype=torch.float64).float(), kind)
+        return self._of_kind(self.effects.mean(0, dtype=torch.float64).to(self.effects.dtype), kind)
 
     def mean_abs(self, kind: str | None = None) -> Float[Tensor, "*axes"]:
         """Mean over pairs of the magnitudes, the c(n) of the AtP* paper (arXiv 2403.00745): |.| inside the mean.
@@ -99,7 +101,7 @@ class Scores:
         Raises:
             InputError: the grid has no such kind.
         """
-        return self._of_kind(self.magnitudes.mean(0, dtype=torch.float64).float(), kind)
+        return self._of_kind(self.magnitudes.mean(0, dtype=torch.float64).to(self.effects.dtype), kind)
 
     def _of_kind(self, flat: Float[Tensor, " nodes"], kind: str | None) -> Float[Tensor, "*axes"]:
         if kind is None:

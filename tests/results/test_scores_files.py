@@ -159,6 +159,16 @@ def test_scores_without_checks_do_not_keep_those_of_others(tmp_path: Path) -> No
     assert Scores.load(tmp_path).bound is None
 
 
+def test_numbers_of_a_float64_model_are_whole_in_memory_and_float32_in_files(tmp_path: Path) -> None:
+    exact = make(effects=make().effects.double() / 3, magnitudes=make().effects.double().abs() / 3)
+    assert exact.mean().dtype == torch.float64
+    exact.save(tmp_path)
+    assert load_tensors(tmp_path / "scores.safetensors")["z"].dtype == torch.float32
+    back = Scores.load(tmp_path)
+    assert same(back.effects, exact.effects.float())
+    assert same(back.magnitudes, exact.effects.abs().float())
+
+
 def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(directory: Path) -> None:
         path = directory / "scores.json"
