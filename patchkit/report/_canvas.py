@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from patchkit.report._html import escape, visible
 from patchkit.report._palette import LIGHT
@@ -91,6 +92,22 @@ def quiet_axes(axes: Axes, grid: str = "y") -> None:
     """Light grid lines behind the data along one axis, or "both"."""
     axes.grid(True, axis="both" if grid == "both" else "x" if grid == "x" else "y")
     axes.set_axisbelow(True)
+
+
+def log_axis(axes: Axes, which: str) -> None:
+    """A logarithmic axis, "x" or "y", with its numbers in plain text."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+
+
+def ticks(count: int) -> list[int]:
+    """At most 20 of the numbers 0 to `count` - 1, evenly apart."""
+    step = next(
+        step for step in (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192, 32768, 131072) if count / step <= 20
+    )
+    return list(range(0, count, step))
 
 
 def to_png(figure: Figure, dpi: int = PNG_DPI) -> bytes:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator
 
-from patchkit.report._canvas import label, style
-from patchkit.report._palette import HEAT_MAX, LIGHT, rgb
+from patchkit.report._canvas import label, style, ticks
+from patchkit.report._palette import HEAT_MAX, LIGHT, fractions
 from patchkit.report._places import Place, grid, locate, title_of
 from patchkit.results.mask import MaskResult
 
@@ -85,7 +85,7 @@ def _panel(axes: Axes, result: MaskResult, kind: str, layers: int, first: bool) 
     axes.set_ylim(layers - 0.5, -0.5)
     if width > WIDEST:
         dots = [(i, layer, 1 - w) for layer, row in enumerate(values) for i, w in enumerate(row) if w < 0.99]
-        color = [(*_unit(LIGHT["heat"]), max(0.15, amount)) for _, _, amount in dots]
+        color = [(*fractions(LIGHT["heat"]), max(0.15, amount)) for _, _, amount in dots]
         axes.scatter(
             [i for i, _, _ in dots], [layer for _, layer, _ in dots], s=9, c=color or None, linewidths=0
         )
@@ -97,7 +97,9 @@ def _panel(axes: Axes, result: MaskResult, kind: str, layers: int, first: bool) 
             for layer, row in enumerate(values)
             for i in range(len(row))
         ]
-        tints = [(*_unit(LIGHT["heat"]), HEAT_MAX * min(1.0, max(0.0, 1 - w))) for row in values for w in row]
+        tints = [
+            (*fractions(LIGHT["heat"]), HEAT_MAX * min(1.0, max(0.0, 1 - w))) for row in values for w in row
+        ]
         axes.add_collection(
             PatchCollection(
                 cells, facecolors=tints, edgecolors=LIGHT["line"], linewidths=0.6, match_original=False
@@ -106,8 +108,8 @@ def _panel(axes: Axes, result: MaskResult, kind: str, layers: int, first: bool) 
         for spine in axes.spines.values():
             spine.set_visible(False)
     axes.set_title(title_of(kind), pad=5)
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(width) if width > 1 else []))
-    axes.yaxis.set_major_locator(FixedLocator(_ticks(layers) if first else []))
+    axes.xaxis.set_major_locator(FixedLocator(ticks(width) if width > 1 else []))
+    axes.yaxis.set_major_locator(FixedLocator(ticks(layers) if first else []))
     if first:
         axes.set_ylabel("layer")
 
@@ -212,7 +214,7 @@ def _key(figure: Figure, width: float, height: float, pruned: bool) -> None:
     y, steps, length = 0.14 / height, 24, 0.9 / width
     start = (_MARGIN["left"] + 0.42) / width
     for step in range(steps):
-        tint = (*_unit(LIGHT["heat"]), HEAT_MAX * (step + 0.5) / steps)
+        tint = (*fractions(LIGHT["heat"]), HEAT_MAX * (step + 0.5) / steps)
         figure.add_artist(
             Rectangle(
                 (start + length * step / steps, y), length / steps, 0.13 / height, fc=tint, ec="none", lw=0
@@ -227,15 +229,3 @@ def _key(figure: Figure, width: float, height: float, pruned: bool) -> None:
     figure.text(x + 0.23 / width, middle, "chosen", ha="left", **text)
     if pruned:
         figure.text(x + 0.85 / width, middle, "× pruned", ha="left", **text)
-
-
-def _ticks(count: int) -> list[int]:
-    step = next(
-        step for step in (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 8192, 32768, 131072) if count / step <= 20
-    )
-    return list(range(0, count, step))
-
-
-def _unit(color: str) -> tuple[float, float, float]:
-    red, green, blue = rgb(color)
-    return red / 255, green / 255, blue / 255

@@ -42,6 +42,23 @@ def unit(value: float | None) -> str:
     return shown if shown == ABSENT else f"{shown}\u00a0%"
 
 
+def signed(value: float | None, places: int, plus: bool = False) -> str:
+    """A number with so many decimals; a real minus sign, none before zero; an en dash when there is no value."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    shown = f"{value:{'+' if plus else ''},.{places}f}"
+    return (
+        shown.lstrip("+-")
+        if not math.isinf(value) and float(shown.replace(",", "")) == 0
+        else shown.replace("-", "−")
+    )
+
+
+def decimals(scale: float) -> int:
+    """Digits after the point at which numbers up to `scale` show about three digits, at most 4."""
+    return min(4, max(0, 2 - math.floor(math.log10(scale)))) if scale > 0 and math.isfinite(scale) else 2
+
+
 def count(value: int) -> str:
     """A count with thousands separated: 1,640."""
     return f"{value:,}"
@@ -91,7 +108,8 @@ def figure(svg: str, caption: str, wide: bool = False) -> str:
     """A picture with its caption (text). It shrinks with the page; a `wide` one keeps its size and scrolls."""
     picture = scroll(svg, "figure") if wide else svg
     css = "fig wide" if wide else "fig"
-    return f'<figure class="{css}">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
+    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="{css}">{picture}{said}</figure>'
 
 
 def names(chosen: Sequence[str], shown: int = 24) -> str:

@@ -77,3 +77,9 @@ def css_variables(theme: Mapping[str, str]) -> str:
 def rgb(value: str) -> tuple[int, int, int]:
     """`#rrggbb` as three numbers from 0 to 255."""
     return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
+
+
+def fractions(value: str) -> tuple[float, float, float]:
+    """`#rrggbb` as three numbers from 0 to 1."""
+    red, green, blue = rgb(value)
+    return red / 255, green / 255, blue / 255

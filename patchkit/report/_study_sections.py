@@ -100,7 +100,9 @@ def reading(result: MaskResult, manifest: Manifest | None) -> str:
     return section("conventions", "How to read the numbers", "Conventions", definitions(entries))
 
 
-def again(study: VariableBindingStudy | None, manifest: Manifest | None, place: str) -> str:
+def again(
+    study: VariableBindingStudy | None, manifest: Manifest | None, place: str, counted: str = "triples"
+) -> str:
     """The command that makes this again, the model, and the versions it was made with."""
     parts = []
     commands = [study.command] if study is not None and study.command else []
@@ -116,7 +118,7 @@ def again(study: VariableBindingStudy | None, manifest: Manifest | None, place: 
         entries += [(term, escape(said)) for term, said in study.model_card.items()]
         entries.append(("study time", escape(duration(study.seconds))))
     if manifest is not None:
-        entries += _provenance(manifest)
+        entries += _provenance(manifest, counted)
     parts.append(definitions(entries))
     if manifest is not None and manifest.options:
         listed = ((name, f"<code>{escape(value)}</code>") for name, value in manifest.options.items())
@@ -129,7 +131,7 @@ def escape_lines(command: str) -> str:
     return "\n".join(escape(line) for line in command.strip().splitlines())
 
 
-def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
+def _provenance(manifest: Manifest, counted: str) -> list[tuple[str, str]]:
     entries = [
         ("versions", escape(", ".join(f"{name} {number}" for name, number in manifest.versions.items())))
     ]
@@ -140,5 +142,5 @@ def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
         )
     entries.append(("started", escape(manifest.started)))
     if manifest.pairs is not None:
-        entries.append(("triples used", f"{count(manifest.pairs.used)} of {count(manifest.pairs.total)}"))
+        entries.append((f"{counted} used", f"{count(manifest.pairs.used)} of {count(manifest.pairs.total)}"))
     return entries

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patchkit.errors import InputError
 from patchkit.files import atomic_write
 from patchkit.report import _mask_sections as from_mask
+from patchkit.report import _scores_sections as from_scores
+from patchkit.report import _scores_words as scores_words
 from patchkit.report import _study_sections as from_study
 from patchkit.report import plots
+from patchkit.report._calibration_plot import calibration_figure
 from patchkit.report._html import escape, paragraph
 from patchkit.report._places import check
+from patchkit.report._scores_plots import scores_figure
 from patchkit.report._style import style_sheet
 from patchkit.report._tokens import check_study
 from patchkit.report._words import headline, state, warning
 from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
 from patchkit.results.mask import MaskResult
+from patchkit.results.scores import Scores
 from patchkit.results.study import VariableBindingStudy
 
 REPORT = "report.html"
 PICTURES = ("mask.png", "path.png", "attention.png")
+SCORES_PICTURES = ("scores.png", "calibration.png")
 
 # Nothing may be loaded or run: a page that a person forwards must not call anywhere, whatever text it was
 # made from.
@@ -42,9 +49,12 @@ def write_report(directory: Path | str) -> Path:
         )
     if (directory / "mask.json").exists():
         return write_mask_report(directory)
+    if (directory / "scores.json").exists():
+        return write_scores_report(directory)
     held = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
     raise InputError(
-        f"{directory}: expected mask.json, as `patchkit mask` and `patchkit demo` write it; the directory holds {held}. "
+        f"{directory}: expected mask.json (of `patchkit mask` and `patchkit demo`) or scores.json (of `patchkit patch` "
+        f"and `patchkit attribute`); the directory holds {held}. "
         "Give the --out directory of such a run, after it has finished."
     )
 
@@ -67,7 +77,28 @@ def write_mask_report(directory: Path | str) -> Path:
         drawn["path.png"] = plots.to_png(plots.path_figure(result))
     if study is not None and study.attention:
         drawn["attention.png"] = plots.to_png(plots.attention_figure(study.attention))
-    for name in PICTURES:
+    return _write(directory, page, drawn, PICTURES)
+
+
+def write_scores_report(directory: Path | str) -> Path:
+    """Writes report.html, scores.png and, where nodes were verified, calibration.png from the files of a `patch` or
+    `attribute` run; returns report.html's path.
+
+    Reads what `Scores.load` reads, and manifest.json where it is. Everything is read and drawn before the first file is
+    written. Raises InputError for missing or malformed files and RunError when writing fails.
+    """
+    directory = Path(directory)
+    scores = Scores.load(directory)
+    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    page = scores_page(scores, manifest, place=directory.name)
+    drawn = {"scores.png": plots.to_png(scores_figure(scores))}
+    if scores.verification is not None:
+        drawn["calibration.png"] = plots.to_png(calibration_figure(scores.verification))
+    return _write(directory, page, drawn, SCORES_PICTURES)
+
+
+def _write(directory: Path, page: str, drawn: Mapping[str, bytes], pictures: Sequence[str]) -> Path:
+    for name in pictures:
         if name in drawn:
             atomic_write(directory / name, drawn[name])
         else:
@@ -108,6 +139,30 @@ def mask_page(
     ]
     title = f"{'Variable binding' if study else 'Desiderata mask'} in {result.model}"
     return _document(title, _lead(title, result, manifest), [part for part in sections if part])
+
+
+def scores_page(scores: Scores, manifest: Manifest | None = None, place: str = "DIR") -> str:
+    """The page of node effects as HTML, from the scores alone; `place` is how commands call the run's directory."""
+    sections = [
+        from_scores.maps(scores),
+        from_scores.table(scores),
+        from_scores.verification(scores),
+        from_scores.bound(scores),
+        from_scores.notes(scores),
+        from_scores.reading(scores, manifest),
+        from_study.again(None, manifest, place, counted="pairs"),
+    ]
+    model = f" in {manifest.model.id}" if manifest is not None and manifest.model is not None else ""
+    method = scores_words.method_name(scores)
+    title = f"Which nodes matter{model}: {method}"
+    warned = "".join(
+        paragraph(text, "warn") for text in (scores_words.warning(scores), state(manifest)) if text
+    )
+    lead = (
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(scores_words.headline(scores))}</p>'
+        f"{warned}{from_scores.tiles(scores)}"
+    )
+    return _document(title, lead, [part for part in sections if part])
 
 
 def _lead(title: str, result: MaskResult, manifest: Manifest | None) -> str:
