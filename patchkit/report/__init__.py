@@ -1,7 +1,9 @@
 """Pictures and the self-contained report page, from result objects alone."""
 
 from patchkit.report.page import mask_page as mask_page
+from patchkit.report.page import recall_page as recall_page
 from patchkit.report.page import scores_page as scores_page
 from patchkit.report.page import write_mask_report as write_mask_report
+from patchkit.report.page import write_recall_report as write_recall_report
 from patchkit.report.page import write_report as write_report
 from patchkit.report.page import write_scores_report as write_scores_report

@@ -118,7 +118,7 @@ def again(
         entries += [(term, escape(said)) for term, said in study.model_card.items()]
         entries.append(("study time", escape(duration(study.seconds))))
     if manifest is not None:
-        entries += _provenance(manifest, counted)
+        entries += provenance(manifest, counted)
     parts.append(definitions(entries))
     if manifest is not None and manifest.options:
         listed = ((name, f"<code>{escape(value)}</code>") for name, value in manifest.options.items())
@@ -131,7 +131,8 @@ def escape_lines(command: str) -> str:
     return "\n".join(escape(line) for line in command.strip().splitlines())
 
 
-def _provenance(manifest: Manifest, counted: str) -> list[tuple[str, str]]:
+def provenance(manifest: Manifest, counted: str) -> list[tuple[str, str]]:
+    """What the manifest says of versions, weights and input, as terms and safe HTML; `counted` are pairs or triples."""
     entries = [
         ("versions", escape(", ".join(f"{name} {number}" for name, number in manifest.versions.items())))
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from patchkit.errors import InputError
 from patchkit.files import atomic_write
 from patchkit.report import _mask_sections as from_mask
+from patchkit.report import _recall_sections as from_recall
 from patchkit.report import _scores_sections as from_scores
 from patchkit.report import _scores_words as scores_words
 from patchkit.report import _study_sections as from_study
@@ -16,12 +17,14 @@ from patchkit.report import plots
 from patchkit.report._calibration_plot import calibration_figure
 from patchkit.report._html import escape, paragraph
 from patchkit.report._places import check
+from patchkit.report._recall_plots import recall_figure
 from patchkit.report._scores_plots import scores_figure
 from patchkit.report._style import style_sheet
 from patchkit.report._tokens import check_study
 from patchkit.report._words import headline, state, warning
 from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
 from patchkit.results.mask import MaskResult
+from patchkit.results.recall import RecallStudy
 from patchkit.results.scores import Scores
 from patchkit.results.study import VariableBindingStudy
 
@@ -51,10 +54,13 @@ def write_report(directory: Path | str) -> Path:
         return write_mask_report(directory)
     if (directory / "scores.json").exists():
         return write_scores_report(directory)
+    if (directory / "recall.json").exists():
+        return write_recall_report(directory)
     held = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
     raise InputError(
-        f"{directory}: expected mask.json (of `patchkit mask` and `patchkit demo`) or scores.json (of `patchkit patch` "
-        f"and `patchkit attribute`); the directory holds {held}. "
+        f"{directory}: expected mask.json (of `patchkit mask` and `patchkit demo`), scores.json (of `patchkit patch` "
+        "and `patchkit attribute`) or recall.json (of `patchkit study attribution-recall`); the directory holds "
+        f"{held}. "
         "Give the --out directory of such a run, after it has finished."
     )
 
@@ -97,12 +103,25 @@ def write_scores_report(directory: Path | str) -> Path:
     return _write(directory, page, drawn, SCORES_PICTURES)
 
 
+def write_recall_report(directory: Path | str) -> Path:
+    """Writes report.html and recall.png of an attribution-recall study; returns report.html's path.
+
+    Reads recall.json, and manifest.json where it is. Raises InputError for malformed files and RunError when writing
+    fails.
+    """
+    directory = Path(directory)
+    study = RecallStudy.load(directory)
+    manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    page = recall_page(study, manifest, place=directory.name)
+    return _write(directory, page, {"recall.png": plots.to_png(recall_figure(study))}, ())
+
+
 def _write(directory: Path, page: str, drawn: Mapping[str, bytes], pictures: Sequence[str]) -> Path:
     for name in pictures:
-        if name in drawn:
-            atomic_write(directory / name, drawn[name])
-        else:
+        if name not in drawn:
             (directory / name).unlink(missing_ok=True)
+    for name, picture in drawn.items():
+        atomic_write(directory / name, picture)
     atomic_write(directory / REPORT, page)
     return directory / REPORT
 
@@ -161,6 +180,32 @@ def scores_page(scores: Scores, manifest: Manifest | None = None, place: str = "
     lead = (
         f'<h1>{escape(title)}</h1><p class="headline">{escape(scores_words.headline(scores))}</p>'
         f"{warned}{from_scores.tiles(scores)}"
+    )
+    return _document(title, lead, [part for part in sections if part])
+
+
+def recall_page(study: RecallStudy, manifest: Manifest | None = None, place: str = "DIR") -> str:
+    """The page of an attribution-recall study as HTML; `place` is how commands call the run's directory.
+
+    Raises InputError when the study has no settings.
+    """
+    if not study.settings:
+        raise InputError(
+            "recall.json: field settings is empty, so there is nothing to show. Run the study again."
+        )
+    sections = [
+        from_recall.aggregates(study),
+        from_recall.curves(study),
+        from_recall.rivals(study),
+        from_recall.findings(study),
+        from_recall.reading(study),
+        from_recall.again(study, manifest, place),
+    ]
+    title = "How cheaply is each node that matters found?"
+    ended = state(manifest)
+    lead = (
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(from_recall.headline(study))}</p>'
+        f"{paragraph(from_recall.beaten(study))}{paragraph(ended, 'warn') if ended else ''}"
     )
     return _document(title, lead, [part for part in sections if part])
 
