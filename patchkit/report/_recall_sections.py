@@ -38,9 +38,9 @@ def headline(study: RecallStudy) -> str:
         means = _means(settings, method_names(study))
         known = [f"{_SPOKEN[name]} {means[name]:.2f}" for name in ("atp-star", "atp") if name in means]
         best = min(means, key=lambda name: means[name])
-        others = "" if best in ("atp", "atp-star") else f"; least of all {best}, {means[best]:.2f}"
-        said.append(f"On {node_class}, {' and '.join(known)}{others}")
-    return f"Times the oracle's forwards until the nodes that matter are verified: {'. '.join(said)}."
+        others = "" if best in ("atp", "atp-star") else f" (least: {best} {means[best]:.2f})"
+        said.append(f"{' and '.join(known)} on {node_class}{others}")
+    return f"Forwards paid until the nodes that matter are verified, over the oracle's: {'; '.join(said)}."
 
 
 def beaten(study: RecallStudy) -> str:
@@ -77,9 +77,11 @@ def _aggregate_table(node_class: str, settings: Sequence[RecallSetting]) -> str:
             if method is None:
                 cells.append(number_cell(ABSENT))
                 continue
-            small = f"order {method.unprepared:.2f}" if method.preparation else "no preparation"
-            extra = f"<br><small>{escape(method.parameters)}</small>" if method.parameters else ""
-            inside = f"{method.aggregate:.2f}<br><small>{small}</small>{extra}"
+            remarks = [f"order {method.unprepared:.2f}"] if method.preparation else []
+            remarks += [method.parameters] if method.parameters else []
+            inside = f"{method.aggregate:.2f}" + "".join(
+                f"<br><small>{escape(said)}</small>" for said in remarks
+            )
             cells.append(Cell(inside, number=True, mark="key" if method.aggregate == least else ""))
         rows.append(cells)
     means = _means(settings, methods)
@@ -89,7 +91,7 @@ def _aggregate_table(node_class: str, settings: Sequence[RecallSetting]) -> str:
         total += [number_cell(f"{means[name]:.2f}" if name in means else ABSENT) for name in methods]
     told = (
         f"{node_class.capitalize()}: forwards of each method over those of the oracle, averaged over ranks with weight "
-        "1/rank; 1.00 is a method that knows the answer, bold the cheapest. Order: without the preparation."
+        "1/rank; 1.00 is a method that knows the answer, bold the cheapest. Order: the same without the preparation."
     )
     return Table(told, ["setting", *methods], rows, total).render()
 
