@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,9 +36,7 @@ def calibration_figure(found: Verification) -> Figure:
     _scatter(right, found, {node.node: (node.signed, node.exact_signed) for node in found.nodes}, wide=False)
     right.set_title("mean effect, signed")
     off = sorted(found.nodes, key=lambda node: abs(node.exact - node.estimate), reverse=True)
-    for name in list(dict.fromkeys([*found.missed, *(node.node for node in off)]))[:NAMED]:
-        if name in sizes:
-            left.annotate(label(name, 16), sizes[name], xytext=(6, 3), textcoords="offset points", size=7.5)
+    _name(left, sizes, list(dict.fromkeys([*found.missed, *(node.node for node in off)])))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -73,3 +71,15 @@ def _scatter(axes: Axes, found: Verification, points: Mapping[str, tuple[float, 
     axes.set_xlabel("estimate")
     axes.set_ylabel("exact, by patching")
     quiet_axes(axes, "both")
+
+
+def _name(axes: Axes, points: Mapping[str, tuple[float, float]], names: Sequence[str]) -> None:
+    """Names the first few dots that do not lie under a name; a value's and its head's often share a place."""
+    taken: list[tuple[float, float]] = []
+    for name in names:
+        if name not in points or len(taken) == NAMED:
+            continue
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform(points[name]))
+        if all(abs(x - other) > 0.2 or abs(y - beside) > 0.04 for other, beside in taken):
+            taken.append((x, y))
+            axes.annotate(label(name, 16), points[name], xytext=(6, 3), textcoords="offset points", size=7.5)

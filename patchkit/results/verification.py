@@ -61,7 +61,8 @@ class BoundStratum(_Frozen):
 class Bound(_Frozen):
     """Upper bound of |effect| over the nodes that were not verified, from random subsets (Welch, per node).
 
-    It bounds the average effect of a node on top of random background patches, not its effect alone.
+    It bounds the size of the signed effect of a node, averaged over pairs and on top of random background patches: not
+    the effect of the node alone, nor its mean |effect| over pairs that disagree in sign.
     """
 
     schema_version: int = 1
@@ -89,7 +90,8 @@ class Bound(_Frozen):
             f"No unverified node has |effect| above {self.familywise:.4g} with confidence {sure}, for all "
             f"{self.unverified:,} at once (Bonferroni).",
             f"For one unverified node fixed in advance the bound is {self.bound:.4g} with confidence {sure}.",
-            "Both bound the average effect of a node on top of random background patches, not its effect alone.",
+            "Both are of the size of a node's average effect over pairs and random background patches, not its effect "
+            "alone or on one pair.",
         )
 
     @property

@@ -257,7 +257,7 @@ def test_verified_nodes_show_their_exact_effects() -> None:
     assert f"Missed: {scores.verification.missed[0]}" in said  # type: ignore[union-attr]
     assert "No estimate was checked" not in said
     assert "No unverified node has |effect| above 0.5 with confidence 95 %" in said
-    assert "not its effect alone" in said
+    assert "not its effect alone or on one pair" in said
     assert rows(page, "bound")[1] == ["z.0", "4", "64", "0.25", "0.250", "0.500"]
     assert "scores 3.0, exact checks 9.5, bound 64.0 forward-equivalents" in said
 
@@ -346,6 +346,18 @@ def test_pictures_can_be_drawn_and_follow_the_theme() -> None:
         assert "var(--" in svg and "$" not in svg
     svg = to_svg(calibration_figure(checked(scores)), "alt", "cal")
     assert "estimate = exact" in svg and "$" not in svg
+
+
+def test_dots_under_a_name_have_none_of_their_own() -> None:
+    found = checked(build())
+    same = [
+        node.model_copy(update={"node": f"same{i}", "estimate": 1.0, "exact": 3.0})
+        for i, node in enumerate(found.nodes)
+    ]
+    svg = to_svg(
+        calibration_figure(found.model_copy(update={"nodes": same, "missed": ["same4"]})), "alt", "cal"
+    )
+    assert "same4" in svg and svg.count("same") == 1
 
 
 def test_maps_of_very_many_cells_are_pictures() -> None:

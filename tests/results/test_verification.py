@@ -29,7 +29,7 @@ def test_the_bound_for_all_nodes_comes_first() -> None:
         "No unverified node has |effect| above 0.4124 with confidence 95 %, for all 1,234 at once (Bonferroni)."
     )
     assert one == "For one unverified node fixed in advance the bound is 0.25 with confidence 95 %."
-    assert "not its effect alone" in caveat
+    assert "not its effect alone or on one pair" in caveat
     assert bound().sentence == f"{everywhere} {one} {caveat}"
 
 
