@@ -41,6 +41,10 @@ class Recall:
         weights = 1 / torch.arange(1.0, len(self.cost) + 1, dtype=torch.float64)
         return float(torch.exp((weights * self.relative.log()).sum() / weights.sum()))
 
+    def unprepared(self) -> Recall:
+        """The same order at no cost of preparation: how good it is, whatever it cost."""
+        return Recall(self.name, 0.0, self.cost - self.preparation)
+
 
 def cost_curve(truth: Float[Tensor, " nodes"], search: Search, floor: float = 0.0) -> Recall:
     """The cost of verified recall of a search, on the exact magnitudes of all nodes.
@@ -73,7 +77,11 @@ def cost_curve(truth: Float[Tensor, " nodes"], search: Search, floor: float = 0.
 
 def mean_recall(recalls: Sequence[Recall]) -> Recall:
     """The geometric mean over pairs of one search's curves, as far as the shortest goes."""
+    if len(recalls) == 1:
+        return recalls[0]
     length = min(len(each.cost) for each in recalls)
     cost = torch.stack([each.cost[:length] for each in recalls]).log().mean(0).exp()
+    # Logarithms round: not below the oracle for that.
+    cost = torch.maximum(cost, torch.arange(1.0, length + 1, dtype=cost.dtype))
     preparation = sum(each.preparation for each in recalls) / len(recalls)
     return Recall(recalls[0].name, preparation, cost)

@@ -30,11 +30,18 @@ class MethodRecall(_Frozen):
     """What one method pays until the true top nodes are verified; the oracle pays `rank`, a relative cost of 1."""
 
     name: str = Field(description="atp, atp-star, subsampling, ...")
+    parameters: str = Field(
+        default="",
+        description="of a search with several: those that served it best here, chosen in hindsight",
+    )
     preparation: float = Field(
         description="forwards per pair before the first node is verified; 0 where search and verification are one"
     )
     aggregate: float = Field(
         description="inverse-rank-weighted geometric mean of cost / rank, at least 1; over pairs the geometric mean"
+    )
+    unprepared: float = Field(
+        description="the same without the preparation: how good the order is, whatever it cost"
     )
     per_pair: list[float] = Field(
         description="the aggregate of every pair; of a distribution, its one aggregate"
@@ -76,6 +83,9 @@ class RecallSetting(_Frozen):
         "rounding error; nodes without effect are equal, and none is asked for"
     )
     pairs: int
+    silent: list[str] = Field(
+        default_factory=list, description="ids of pairs left out: no node has an effect in them"
+    )
     methods: list[MethodRecall]
 
     @property
@@ -83,9 +93,13 @@ class RecallSetting(_Frozen):
         """e.g. `ioi-gpt2, ioi, pair, attention nodes`."""
         return f"{self.model}, {self.material}, {self.evidence}, {self.node_class}"
 
+    def method(self, name: str) -> MethodRecall:
+        """One method by its name; KeyError where it was not run."""
+        return {each.name: each for each in self.methods}[name]
+
     def aggregate(self, method: str) -> float:
         """The aggregate of a method; KeyError where it was not run."""
-        return {each.name: each.aggregate for each in self.methods}[method]
+        return self.method(method).aggregate
 
     def ranking(self) -> list[MethodRecall]:
         """The methods, cheapest first."""

@@ -37,6 +37,8 @@ def test_five_nodes_by_hand() -> None:
     logs = [w * math.log(v) for w, v in zip(weights, [4, 4, 8 / 3, 2, 8 / 5], strict=True)]
     assert found.aggregate == pytest.approx(math.exp(sum(logs) / sum(weights)), rel=1e-12)
     assert (found.name, found.preparation) == ("atp", 3.0)
+    assert found.unprepared().cost.tolist() == [1, 5, 5, 5, 5]
+    assert found.unprepared().preparation == 0
 
 
 @pytest.mark.parametrize("prep", [0.0, 3.0, 17.25])

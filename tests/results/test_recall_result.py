@@ -14,7 +14,13 @@ from patchkit.results.recall import MethodRecall, RecallSetting, RecallStudy, lo
 
 def method(name: str, aggregate: float) -> MethodRecall:
     return MethodRecall(
-        name=name, preparation=4.0, aggregate=aggregate, per_pair=[aggregate], ranks=[1, 3], cost=[5.0, 9.0]
+        name=name,
+        preparation=4.0,
+        aggregate=aggregate,
+        unprepared=1.0,
+        per_pair=[aggregate],
+        ranks=[1, 3],
+        cost=[5.0, 9.0],
     )
 
 
@@ -59,7 +65,9 @@ def test_settings_are_compared_where_both_methods_ran() -> None:
     assert [s.model for s in made.cheaper("atp-star", "atp")] == ["two"]
     assert [s.model for s in made.cheaper("atp", "random")] == ["one"]
     assert [m.name for m in made.settings[0].ranking()] == ["atp", "random", "atp-star"]
-    assert made.settings[0].methods[0].relative == [5.0, 3.0]
+    assert made.settings[0].method("random").relative == [5.0, 3.0]
+    with pytest.raises(KeyError):
+        made.settings[1].method("random")
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 199, 200, 201, 5000, 123_457])
@@ -79,4 +87,6 @@ def test_no_curve_is_an_empty_curve() -> None:
 @pytest.mark.parametrize(("ranks", "words"), [([1], "1 ranks for 2 costs"), ([3, 1], "ranks must ascend")])
 def test_a_curve_that_does_not_fit_is_refused(ranks: list[int], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        MethodRecall(name="x", preparation=0, aggregate=1, per_pair=[1], ranks=ranks, cost=[1.0, 2.0])
+        MethodRecall(
+            name="x", preparation=0, aggregate=1, unprepared=1, per_pair=[1], ranks=ranks, cost=[1.0, 2.0]
+        )
