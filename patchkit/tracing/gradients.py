@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import nnsight
 import torch
@@ -60,6 +60,7 @@ class LayerGradients:
     attention: Attention | None
 
 
+@runtime_checkable
 class Reduce(Protocol):
     """Turns a layer's gradients into the tensors to keep; runs inside the trace."""
 
