@@ -54,7 +54,8 @@ def test_the_bound_is_welchs_interval(shift: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.7])
 def test_effects_that_never_vary_are_bounded_by_nothing(value: float) -> None:
     inside = draw_subsets(6, 0.3, 3, generator(0))
-    found = bound_from_draws(inside, torch.full((len(inside),), value), 0.05, 6)
+    y = torch.full((len(inside),), value, dtype=torch.float64)
+    found = bound_from_draws(inside, y, 0.05, 6)
     for part in (found.delta, found.bound, found.familywise):
         assert part.tolist() == [0.0] * 6
 
