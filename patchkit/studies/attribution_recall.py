@@ -160,10 +160,18 @@ def _left_out(options: RecallOptions, settings: Sequence[RecallSetting]) -> list
 
 def findings(settings: Sequence[RecallSetting]) -> list[str]:
     """In words: what the corrections of AtP bring on attention nodes, where AtP beats AtP*, the best other search."""
-    said = []
-    for evidence, spoken in (("pair", "single pairs"), ("distribution", "distributions")):
-        chosen = [s for s in settings if s.evidence == evidence and s.node_class == "attention nodes"]
-        said += [_against_atp(name, words, chosen, spoken) for name, words in _SPOKEN.items() if chosen]
+    attention = [s for s in settings if s.node_class == "attention nodes"]
+    groups = {
+        "single pairs": [s for s in attention if s.evidence == "pair"],
+        "distributions": [s for s in attention if s.evidence == "distribution"],
+        "pairs and distributions": attention,
+    }
+    said = [
+        _against_atp(name, words, chosen, spoken)
+        for spoken, chosen in groups.items()
+        for name, words in _SPOKEN.items()
+        if chosen
+    ]
     losing = [s for s in settings if s.aggregate("atp") < s.aggregate("atp-star")]
     said.append(f"AtP beats AtP* in {len(losing)} of {len(settings)} settings{':' if losing else '.'}")
     said += [_where_atp_wins(setting) for setting in losing]
