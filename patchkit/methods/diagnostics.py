@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from patchkit.errors import InputError
@@ -133,7 +133,8 @@ def _bound(inside: Tensor, y: Tensor, alpha: float, family: int) -> NodeBounds:
     delta, spread = mean1 - mean0, error.sqrt()
 
     def upper(level: float) -> Tensor:
-        return delta.abs() + torch.from_numpy(np.asarray(stats.t.isf(level, freedom))) * spread
+        # By symmetry the quantile of 1 - level, without the rounding of 1 - level.
+        return delta.abs() + torch.from_numpy(np.asarray(-special.stdtrit(freedom, level))) * spread
 
     return NodeBounds(delta, upper(alpha), upper(alpha / family))
 
