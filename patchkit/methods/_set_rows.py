@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchkit.data import Pair
 from patchkit.model import KINDS, NodeGrid, Site
+from patchkit.tracing.restart import BEHIND_ATTENTION, LOCAL_AT_THE_END
 
 #: Rows of neighbouring restarts are run together until a forward has this many tokens: below it, opening a trace
 #: costs more than the tokens that are run for nothing.
@@ -48,12 +49,14 @@ class Rows:
     Attributes:
         pair: the pair of each row, in the batch.
         layer: the first layer that the row changes; -1 where it changes nothing.
+        behind: whether it leaves that layer's attention as it was.
         start: the first padded column that it changes.
         row, kind, at_layer, place, unit: one entry for each node of each row.
     """
 
     pair: Int[Tensor, " rows"]
     layer: Int[Tensor, " rows"]
+    behind: Bool[Tensor, " rows"]
     start: Int[Tensor, " rows"]
     row: Int[Tensor, " entries"]
     kind: Int[Tensor, " entries"]
@@ -86,7 +89,7 @@ def lay_out(
         unchanged: in each pair, what is put in equals the run's own before this column; nodes that lie before it
             alone are left out, since patching them changes nothing.
     """
-    pairs, width = cover.shape[0], cover.shape[2]
+    width = cover.shape[2]
     firsts, offset = [], 0
     for item in items:
         firsts.append(item.owner + offset)
@@ -97,32 +100,37 @@ def lay_out(
     columns = torch.arange(width)
     last = torch.where(cover, columns, -1).amax(-1)[pair[row], where.place]
     first = torch.where(cover, columns, width).amin(-1)[pair[row], where.place]
-    keep = last >= unchanged[pair[row]]
-    row, first = row[keep], torch.maximum(first[keep], unchanged[pair[row[keep]]])
+    first = torch.maximum(first, unchanged[pair[row]])
+    # At the end of the last layer a position is read by none but itself, and the last one alone becomes logits.
+    local = torch.tensor([kind in LOCAL_AT_THE_END for kind in grid.kinds])[where.kind]
+    first = first.masked_fill(local & (where.layer == grid.dims.n_layers - 1), width - 1)
+    keep = last >= first
+    row, first = row[keep], first[keep]
     kind, at_layer, place, unit = (part[keep] for part in where)
-    # A node of which the restart would miss nothing: the columns before `unchanged` hold the base run's own values.
-    layer = torch.full((offset,), grid.dims.n_layers).scatter_reduce(0, row, at_layer, "amin")
+    behind = torch.tensor([kind in BEHIND_ATTENTION for kind in grid.kinds])[kind]
+    stage = torch.full((offset,), 2 * grid.dims.n_layers)
+    stage = stage.scatter_reduce(0, row, 2 * at_layer + behind, "amin")
     start = torch.full((offset,), width).scatter_reduce(0, row, first, "amin")
-    assert pairs > int(pair.max())
-    return Rows(pair, layer.masked_fill(start == width, -1), start, row, kind, at_layer, place, unit)
+    layer = (stage // 2).masked_fill(start == width, -1)
+    return Rows(pair, layer, stage % 2 == 1, start, row, kind, at_layer, place, unit)
 
 
 def restarts(rows: Rows, width: int, max_batch_tokens: int) -> Iterator[Restart]:
     """The rows that change anything, in batches of one layer and of neighbouring columns, within the budget."""
     changing = (rows.layer >= 0).nonzero()[:, 0]
-    key = rows.layer[changing] * (width + 1) + rows.start[changing]
-    order = changing[torch.argsort(key, stable=True)]
-    layers, starts = rows.layer[order].tolist(), rows.start[order].tolist()
+    stage = 2 * rows.layer[changing] + rows.behind[changing]
+    by_place = torch.argsort(stage * (width + 1) + rows.start[changing], stable=True)
+    order, stages = changing[by_place], stage[by_place].tolist()
+    starts = rows.start[order].tolist()
     most = max(1, max_batch_tokens // width)
     begin = 0
     for end in range(1, len(order) + 1):
         if end < len(order):
             held = end - begin
-            same_layer = layers[end] == layers[begin]
             small = held * (width - starts[begin]) < SMALL_FORWARD
-            if held < most and same_layer and (starts[end] == starts[begin] or small):
+            if held < most and stages[end] == stages[begin] and (starts[end] == starts[begin] or small):
                 continue
-        yield Restart(order[begin:end], layers[begin], starts[begin])
+        yield Restart(order[begin:end], stages[begin] // 2, starts[begin])
         begin = end
 
 

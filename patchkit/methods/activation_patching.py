@@ -25,10 +25,12 @@ from patchkit.methods._set_rows import SetItem, lay_out, restarts, site_masks
 from patchkit.model import Dims, NodeGrid, PatchModel
 from patchkit.results.scores import Scores
 from patchkit.runtime import Cost, Journal, Progress, run_program
-from patchkit.tracing.restart import Swap, compute_base, run_swapped
+from patchkit.tracing.restart import BEHIND_ATTENTION, Swap, compute_base, run_swapped
 
 #: Nodes of one pair that are patched between two base runs: enough that the base runs are a small part of the work.
 NODES_AN_ITEM = 128
+#: Tokens of one patched forward on a CPU, where larger ones gain nothing and leave the caches.
+CPU_FORWARD = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,9 @@ class PatchSets:
         batch, pair_of = _batch_of(model, items, self.direction)
         metric = resolve_metric(self.metric)
         sites = self.grid.sites(torch.cat([item.nodes for item in items]))
-        base = compute_base(model, batch.base, sites if self.replacement.needs_own else ())
+        behind = sorted({site.layer for site in sites if site.kind in BEHIND_ATTENTION})
+        own = sites if self.replacement.needs_own else ()
+        base = compute_base(model, batch.base, own, behind_attention=behind)
         values, source_logits = self.replacement.values(model, batch, sites, base.own)
         base_metric = batch.score(metric, base.logits, base.logits).cpu()
         source_metric = batch.score(metric, source_logits, base.logits).cpu()
@@ -65,7 +69,9 @@ class PatchSets:
         rows = lay_out(self.grid, items, batch.cover, pair_of, unchanged)
         effects = torch.zeros(len(rows.pair), dtype=base_metric.dtype)
         work = torch.zeros(len(rows.pair))
-        for restart in restarts(rows, batch.base.width, self.max_batch_tokens):
+        on_cpu = model.embed_device.type == "cpu"
+        at_once = min(self.max_batch_tokens, CPU_FORWARD) if on_cpu else self.max_batch_tokens
+        for restart in restarts(rows, batch.base.width, at_once):
             pairs = rows.pair[restart.rows]
             masks = site_masks(self.grid, rows, restart.rows, batch.cover)
             # Columns before the restart hold the base run's own values, which a row may be said to put in.

@@ -12,7 +12,7 @@ path under every drop, and its mean is over L.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,7 +111,7 @@ class Attribution:
         kept = tokens * len(self.sites) * dims.d_model * 4 * 2
         return Cost(tokens * (passes + extra) + fixed * drops * scores / (layer * dims.n_layers), kept)
 
-    def _flat(self, layers: dict[int, dict[str, Tensor]], name: str, pairs: int) -> Tensor:
+    def _flat(self, layers: Mapping[int, dict[str, Tensor]], name: str, pairs: int) -> Tensor:
         """The layers' tensors as `[pairs, nodes]`."""
         device = next(iter(next(iter(layers.values())).values())).device
         parts = []

@@ -44,18 +44,18 @@ def raw_site(model: PatchModel, site: Site) -> Tensor:
         case "resid_post":
             return block.output
         case "resid_mid":
-            return _module(block, arch.mid_input).input
+            return module_at(block, arch.mid_input).input
         case "attn_out":
-            return _module(block, arch.attn_out_path).output
+            return module_at(block, arch.attn_out_path).output
         case "mlp_out":
-            return _module(block, arch.mlp_out_path).output
+            return module_at(block, arch.mlp_out_path).output
         case "z":
-            return _full(_module(block, arch.out_proj).input, dims.n_heads * dims.d_head, site)
+            return _full(module_at(block, arch.out_proj).input, dims.n_heads * dims.d_head, site)
         case "neuron":
-            return _full(_module(block, arch.neurons).input, dims.d_mlp, site)
+            return _full(module_at(block, arch.neurons).input, dims.d_mlp, site)
         case "q" | "k" | "v":
             return _attention_call(block, arch.attn).inputs[0][_ATTENTION_ARGUMENT[site.kind]]
-    return _module(block, arch.qkv[_PROJECTION[site.kind] if arch.packing == "separate" else 0]).output
+    return module_at(block, arch.qkv[_PROJECTION[site.kind] if arch.packing == "separate" else 0]).output
 
 
 def canonical(model: PatchModel, site: Site, raw: Tensor) -> Tensor:
@@ -92,15 +92,15 @@ def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
         case "resid_mid":
             # The block adds the MLP's output to this very tensor: replacing the module's input alone would
             # leave the skip path untouched.
-            _module(block, arch.mid_input).input.copy_(value)
+            module_at(block, arch.mid_input).input.copy_(value)
         case "attn_out":
-            _module(block, arch.attn_out_path).output = value
+            module_at(block, arch.attn_out_path).output = value
         case "mlp_out":
-            _module(block, arch.mlp_out_path).output = value
+            module_at(block, arch.mlp_out_path).output = value
         case "z":
-            _module(block, arch.out_proj).input = value.flatten(-2)
+            module_at(block, arch.out_proj).input = value.flatten(-2)
         case "neuron":
-            _module(block, arch.neurons).input = value
+            module_at(block, arch.neurons).input = value
         case "q" | "k" | "v":
             call = _attention_call(block, arch.attn)
             arguments, keywords = call.inputs
@@ -110,9 +110,9 @@ def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
         case _:
             which = _PROJECTION[site.kind]
             if arch.packing == "separate":
-                _module(block, arch.qkv[which]).output = value.flatten(-2)
+                module_at(block, arch.qkv[which]).output = value.flatten(-2)
             else:
-                module = _module(block, arch.qkv[0])
+                module = module_at(block, arch.qkv[0])
                 parts = list(_unpack(model, module.output))
                 parts[which] = value
                 module.output = _pack(model, parts)
@@ -124,13 +124,13 @@ def attention_arguments(model: PatchModel, layer: int) -> tuple[Tensor, Tensor, 
     return arguments[1].transpose(1, 2), arguments[2].transpose(1, 2), keywords
 
 
-def _module(block: Any, path: str) -> Any:
+def module_at(block: Any, path: str) -> Any:
     return attrgetter(path)(block)
 
 
 def _attention_call(block: Any, attn: str) -> Any:
     """The call `attention_interface(module, q, k, v, mask, ...)` inside the attention module's forward."""
-    return _module(block, attn).source.attention_interface_1
+    return module_at(block, attn).source.attention_interface_1
 
 
 def _full(activation: Tensor, width: int, site: Site) -> Tensor:

@@ -24,6 +24,8 @@ from patchkit.model import PatchModel, Site, check_site
 from patchkit.model.access import attention_arguments, canonical, prepare, raw_site
 from patchkit.tracing._inputs import forward_inputs
 
+#: Tokens of one backward through a block: cotangents of small batches are stacked up to this many.
+BATCHED_BACKWARD = 2048
 #: Kinds on the residual stream itself: dropping their own block leaves the skip path, so none of the L drops is zero.
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 
@@ -166,6 +168,8 @@ class _Backward:
     ) -> None:
         self.model, self.sites, self.raw, self.calls, self.reduce = model, sites, raw, calls, reduce
         self.found: dict[int, dict[str, Tensor]] = {}
+        # Other attention functions may have backwards of their own making, which cannot be batched.
+        self.batched = getattr(model.config, "_attn_implementation", None) in ("eager", "sdpa")
 
     def ordinary(self, score: Tensor) -> int:
         """All gradients by one backward; no extra layer-backwards."""
@@ -186,34 +190,61 @@ class _Backward:
         (ordinary,) = torch.autograd.grad(score.sum(), [self.raw[Site("resid_post", top)]], retain_graph=True)
         #: Cotangents at the current block's output: the ordinary one, then one for each block dropped above it.
         slots = [ordinary]
-        for layer in range(top, self.sites[0].layer - 1, -1):
+        lowest = self.sites[0].layer
+        for layer in range(top, lowest - 1, -1):
             output = self.raw[Site("resid_post", layer)]
             slots = [slot.to(output.device) for slot in slots]
-            # The last slot of a kind is the drop of its own block, under which only the skip path is left.
             gradients: dict[str, list[tuple[int, Tensor]]] = {site.kind: [] for site in self._at(layer)}
             inside = [site for site in self._at(layer) if site.kind not in ("resid_pre", "resid_post")]
+            # Nothing below the lowest layer asks for the stream's gradient, and a backward stops where nothing asks.
+            through = [Site("resid_pre", layer)] if layer > lowest or "resid_pre" in gradients else []
+            # The ordinary gradient belongs to the drops of the blocks below, which are not dropped yet.
+            weights = [layer, *[1] * (len(slots) - 1)]
+            if "resid_post" in gradients:
+                gradients["resid_post"] = [(weights[0] + 1, slots[0]), *((1, slot) for slot in slots[1:])]
             below: list[Tensor] = []
-            for place, slot in enumerate(slots):
-                # Blocks below are not dropped yet; to each of these drops the ordinary gradient belongs.
-                weight = 1 if place else layer
-                targets = [self.raw[Site("resid_pre", layer)], *(self.raw[site] for site in inside)]
-                taken = torch.autograd.grad(output, targets, slot, retain_graph=True, allow_unused=True)
-                below.append(torch.zeros_like(targets[0]) if taken[0] is None else taken[0])
-                counted += 1 if place else 0
-                for site, gradient in zip(inside, taken[1:], strict=True):
-                    kept = torch.zeros_like(self.raw[site]) if gradient is None else gradient
-                    gradients[site.kind].append((weight, canonical(self.model, site, kept)))
-                if "resid_pre" in gradients:
-                    gradients["resid_pre"].append((weight, below[-1]))
-                if "resid_post" in gradients:
-                    gradients["resid_post"].append((weight if place else weight + 1, slot))
+            if through or inside:
+                # Below the lowest block of all there is nothing to drop, and no use for the ordinary gradient.
+                used = [(weight, slot) for weight, slot in zip(weights, slots, strict=True) if weight]
+                taken = self._through_block(output, [*through, *inside], [slot for _, slot in used])
+                counted += len(slots) - 1
+                if through:
+                    below = list(taken[through[0]])
+                for site in [*inside, *(through if "resid_pre" in gradients else [])]:
+                    gradients[site.kind] = [
+                        (weight, canonical(self.model, site, gradient))
+                        for (weight, _), gradient in zip(used, taken[site], strict=True)
+                    ]
+            # Under the drop of its own block the stream keeps its skip path.
             for kind in ("resid_pre", "resid_mid"):
                 if kind in gradients:
                     gradients[kind].append((1, slots[0]))
             if gradients:
                 self._reduce(layer, gradients)
-            slots = [below[0], *below[1:], slots[0]]
+            slots = [*below, slots[0]]
         return counted
+
+    def _through_block(
+        self, output: Tensor, sites: Sequence[Site], cotangents: Sequence[Tensor]
+    ) -> dict[Site, list[Tensor]]:
+        """Gradients at sites of one block, for each cotangent at its output."""
+        raw = [self.raw[site] for site in sites]
+        found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        tokens = output.shape[0] * output.shape[1]
+        at_once = max(1, BATCHED_BACKWARD // tokens) if self.batched else 1
+        for begin in range(0, len(cotangents), at_once):
+            part = cotangents[begin : begin + at_once]
+            batched = len(part) > 1
+            given = torch.stack(list(part)) if batched else part[0]
+            taken = torch.autograd.grad(
+                output, raw, given, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+            for site, value, gradient in zip(sites, raw, taken, strict=True):
+                if gradient is None:
+                    found[site] += [torch.zeros_like(value)] * len(part)
+                else:
+                    found[site] += list(gradient) if batched else [gradient]
+        return found
 
     def _at(self, layer: int) -> list[Site]:
         return [site for site in self.sites if site.layer == layer]
@@ -222,7 +253,5 @@ class _Backward:
         values: dict[str, Any] = {
             site.kind: canonical(self.model, site, self.raw[site]).detach() for site in self._at(layer)
         }
-        # Drops below the lowest layer number zero stand for nothing.
-        kept = {kind: [(w, g) for w, g in each if w] for kind, each in gradients.items()}
         with torch.no_grad():
-            self.found[layer] = self.reduce(LayerGradients(layer, values, kept, self.calls.get(layer)))
+            self.found[layer] = self.reduce(LayerGradients(layer, values, gradients, self.calls.get(layer)))

@@ -1,8 +1,12 @@
 """Restarting: a patched run computes only what its patch can change.
 
-Below the patched layer every activation is the base run's, so the run starts at that layer from the cached residual
-stream; before the patched position too, so it starts there from the cached keys and values. Exact: the same arithmetic
-on the same numbers. Many patched runs are the rows of one batch.
+- Below the patched layer every activation is the base run's: the run starts at that layer, from the cached residual
+  stream. Where nothing is patched before the heads are added up, it starts behind the layer's attention.
+- Before the patched position too: it starts there, from the cached keys and values.
+- In the patched layer, behind its attention, only the patched positions differ: the MLP runs on these alone.
+- Of the last layer, only the last position is read: there its output projection and MLP run on that alone.
+
+Exact: the same arithmetic on the same numbers. Many patched runs are the rows of one batch.
 """
 
 from __future__ import annotations
@@ -13,16 +17,22 @@ from typing import Any
 
 import nnsight
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import KINDS, PatchModel, Site, check_site
-from patchkit.model.access import prepare, raw_site, read_site, write_site
+from patchkit.model.access import module_at, prepare, raw_site, read_site, write_site
 from patchkit.tracing._inputs import forward_inputs
+from patchkit.tracing._swap import SharedPrefix
+from patchkit.tracing._swap import Swap as Swap
+
+#: Kinds of a layer at which a patch leaves its attention as it was, in execution order.
+BEHIND_ATTENTION = tuple(KINDS)[tuple(KINDS).index("z") :]
+#: Kinds of the last layer at which a patch changes its own position only.
+LOCAL_AT_THE_END = ("q_proj", "q", *BEHIND_ATTENTION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +43,7 @@ class BaseRun:
         batch: its prompts, `[pairs, width]`.
         streams: the residual stream before each layer, `[pairs, width, d_model]`.
         keys, values: of each layer as attention uses them, `[pairs, kv_head, width, d_head]`.
+        heads: z at the layers that can be restarted behind their attention, `[pairs, width, head, d_head]`.
         logits: at the last position.
         own: activations of the sites that were asked for, canonical shapes.
     """
@@ -41,62 +52,48 @@ class BaseRun:
     streams: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    heads: Mapping[int, Tensor]
     logits: Float[Tensor, "pairs vocab"]
     own: Mapping[Site, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class Swap:
-    """What the rows of a patched run put in at one site.
-
-    Attributes:
-        where: the nodes and padded columns that row r replaces, `[rows, width, nodes]` (nodes: heads, neurons, or 1).
-        values: what every pair has there, `[pairs, width, ...]` in canonical shape; row r takes its pair's.
-    """
-
-    site: Site
-    where: Bool[Tensor, "rows width nodes"]
-    values: Tensor
-
-    def apply(self, activation: Tensor, pairs: Int[Tensor, " rows"]) -> Tensor:
-        """The activation `[rows, position, ...]`, which ends at the last column, with its values put in."""
-        seen = activation.shape[1]
-        device = activation.device
-        where = self.where[:, self.where.shape[1] - seen :].to(device)
-        values = self.values[:, self.values.shape[1] - seen :]
-        values = values[pairs.to(values.device)].to(device=device, dtype=activation.dtype)
-        if KINDS[self.site.kind].unit in ("head", "kv_head"):
-            where = where.unsqueeze(-1)
-        # Modules that view their input need it in one piece, whatever the memory layout of the mask.
-        return torch.where(where, values, activation).contiguous()
-
-
-def compute_base(model: PatchModel, batch: Batch, read: Sequence[Site] = ()) -> BaseRun:
+def compute_base(
+    model: PatchModel, batch: Batch, read: Sequence[Site] = (), *, behind_attention: Sequence[int] = ()
+) -> BaseRun:
     """Runs the prompts once and keeps what restarts need, and the activations of the sites in `read`.
+
+    Args:
+        behind_attention: layers at which runs may restart behind the attention.
 
     Raises:
         InputError: the model has no such site.
     """
-    ordered = sorted(set(read))
-    for site in ordered:
+    layers = range(model.dims.n_layers)
+    for site in read:
         check_site(site, model.dims)
-    prepare(model, ordered)
+    prepare(model, read)
     inputs = forward_inputs(model, batch, use_cache=True)
     # Not the model's own kind of cache: that of a layer with a sliding window forgets what is out of sight at the end.
     inputs["past_key_values"] = DynamicCache()
-    visited = sorted({*ordered, *(Site("resid_pre", layer) for layer in range(model.dims.n_layers))})
+    streams, heads = [Site("resid_pre", layer) for layer in layers], [Site("z", i) for i in behind_attention]
+    visited = sorted({*read, *streams, *heads})
     with torch.no_grad():
         with model.lm.trace(**inputs):
             found = {site: read_site(model, site) for site in visited}
             output = model.lm.output
-            logits = output.logits[:, -1].save()
-            cache = output.past_key_values
-            keys = tuple(layer.keys for layer in cache.layers)
-            values = tuple(layer.values for layer in cache.layers)
-            streams = tuple(found[Site("resid_pre", layer)] for layer in range(model.dims.n_layers))
-            kept = nnsight.save((streams, keys, values, {site: found[site] for site in ordered}))
-    streams, keys, values, own = kept
-    return BaseRun(batch.to(model.embed_device), streams, keys, values, logits, own)
+            cached = output.past_key_values.layers
+            keys, values = tuple(layer.keys for layer in cached), tuple(layer.values for layer in cached)
+            kept = nnsight.save((found, keys, values, output.logits[:, -1]))
+    found, keys, values, logits = kept
+    return BaseRun(
+        batch=batch.to(model.embed_device),
+        streams=tuple(found[site] for site in streams),
+        keys=keys,
+        values=values,
+        heads={site.layer: found[site] for site in heads},
+        logits=logits,
+        own={site: found[site] for site in read},
+    )
 
 
 def run_swapped(
@@ -117,28 +114,101 @@ def run_swapped(
     Raises:
         InputError: a swap that a restart there would miss, or of another shape than its site.
     """
-    ordered = sorted(swaps, key=lambda swap: swap.site)
-    for swap in ordered:
+    for swap in swaps:
         _check(swap, model, base, len(pairs), layer, start)
-    prepare(model, [swap.site for swap in ordered])
+    prepare(model, [swap.site for swap in swaps])
     inputs = _inputs(model, base, pairs, start)
-    stream = base.streams[layer][:, start:]
+    rows = _Rows(model, base, pairs, {swap.site: swap for swap in swaps}, layer, start)
     with torch.no_grad():
         with model.lm.trace(**inputs):
-            if layer:
-                # Only the last skipped block's output is read, but each must give something of that shape.
-                reached = stream[pairs.to(stream.device)]
-                for below in range(layer):
-                    model.block(below).skip(reached)
-            for swap in ordered:
-                write_site(model, swap.site, swap.apply(_current(model, swap.site), pairs))
+            rows.run()
             logits = model.lm.output.logits[:, -1].save()
     return logits
 
 
-def _current(model: PatchModel, site: Site) -> Tensor:
-    # What is put in is computed into a new tensor, so no copy is needed even where a site is written in place.
-    return raw_site(model, site) if site.kind == "resid_mid" else read_site(model, site)
+class _Rows:
+    """Patched rows of one restart; `run` is called in the trace's body."""
+
+    def __init__(
+        self,
+        model: PatchModel,
+        base: BaseRun,
+        pairs: Int[Tensor, " rows"],
+        swaps: Mapping[Site, Swap],
+        layer: int,
+        start: int,
+    ) -> None:
+        self.model, self.base, self.pairs, self.swaps = model, base, pairs, swaps
+        self.layer, self.start, self.width = layer, start, base.batch.width
+        here = [swap for swap in swaps.values() if swap.site.layer == layer]
+        #: Whether the restart is behind the layer's attention, and then how many columns differ in that layer.
+        self.behind = bool(here) and layer in base.heads
+        self.behind = self.behind and all(swap.site.kind in BEHIND_ATTENTION for swap in here)
+        columns = torch.stack([swap.where.any(2).any(0) for swap in here]).any(0) if here else torch.ones(1)
+        self.changed = int(columns.nonzero()[-1]) + 1 - start if self.behind and bool(columns.any()) else 0
+
+    def run(self) -> None:
+        if self.layer:
+            # Only the last skipped block's output is read, but each must give something of that shape.
+            reached = self._of_base(self.base.streams[self.layer], self.start)
+            for below in range(self.layer):
+                self.model.block(below).skip(reached)
+        for layer in range(self.layer, self.model.dims.n_layers):
+            if layer == self.layer and self.behind:
+                self._patched_layer(layer)
+            else:
+                self._layer(layer, last=layer == self.model.dims.n_layers - 1)
+
+    def _layer(self, layer: int, last: bool) -> None:
+        block = self.model.block(layer)
+        for kind in KINDS:
+            if kind == "z" and last:
+                heads = self._put_in(Site("z", layer), read_site(self.model, Site("z", layer)))
+                write_site(self.model, Site("z", layer), heads[:, -1:].contiguous())
+                continue
+            if kind == "neuron" and last:
+                mlp = module_at(block, self.model.arch.mlp)
+                mlp.input = mlp.input[:, -1:].contiguous()
+            self._swap(Site(kind, layer))
+
+    def _patched_layer(self, layer: int) -> None:
+        """The first layer, restarted behind its attention: the heads' values are the base run's, some replaced."""
+        block, arch, columns = self.model.block(layer), self.model.arch, self.width - self.start
+        heads = self._of_base(self.base.heads[layer], self.start)
+        added = module_at(block, arch.out_proj)(self._put_in(Site("z", layer), heads).flatten(-2))
+        if arch.attn_out is None:
+            # The output projection does not run by itself now, so its output is patched before it is handed over.
+            added = self._put_in(Site("attn_out", layer), added)
+        module_at(block, arch.attn).skip((added, None))
+        if arch.attn_out is not None:
+            self._swap(Site("attn_out", layer))
+        self._swap(Site("resid_mid", layer))
+        mlp = module_at(block, arch.mlp)
+        if self.changed < columns:
+            mlp.input = mlp.input[:, : self.changed].contiguous()
+        self._swap(Site("neuron", layer), first=self.start)
+        if self.changed < columns:
+            # The rest is not read: the block's output there is the base run's.
+            output = mlp.output
+            rest = output.new_zeros(output.shape[0], columns - self.changed, output.shape[2])
+            mlp.output = torch.cat([output, rest], dim=1)
+        self._swap(Site("mlp_out", layer))
+        if self.changed < columns and layer + 1 < self.model.dims.n_layers:
+            after = self._of_base(self.base.streams[layer + 1], self.start + self.changed)
+            block.output = torch.cat([block.output[:, : self.changed], after.to(block.output.device)], dim=1)
+        self._swap(Site("resid_post", layer))
+
+    def _swap(self, site: Site, first: int | None = None) -> None:
+        if site in self.swaps:
+            # Nothing read here is kept, so even a site that is written in place needs no copy.
+            current = raw_site(self.model, site) if site.kind == "resid_mid" else read_site(self.model, site)
+            write_site(self.model, site, self.swaps[site].apply(current, self.pairs, first))
+
+    def _put_in(self, site: Site, activation: Tensor) -> Tensor:
+        return self.swaps[site].apply(activation, self.pairs) if site in self.swaps else activation
+
+    def _of_base(self, value: Tensor, start: int) -> Tensor:
+        return value[:, start:][self.pairs.to(value.device)]
 
 
 def _inputs(model: PatchModel, base: BaseRun, pairs: Int[Tensor, " rows"], start: int) -> dict[str, Any]:
@@ -151,35 +221,11 @@ def _inputs(model: PatchModel, base: BaseRun, pairs: Int[Tensor, " rows"], start
         inputs["use_cache"] = True
         inputs["past_key_values"] = Cache(
             layers=[
-                _BeforeStart(keys, values, pairs, start)
+                SharedPrefix(keys, values, pairs, start)
                 for keys, values in zip(base.keys, base.values, strict=True)
             ]
         )
     return inputs
-
-
-class _BeforeStart(DynamicLayer):
-    """The base run's keys and values before the restart, one row for each patched run.
-
-    They are copied a layer at a time and never kept: an ordinary cache would hold a copy for every row and layer.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, pairs: Int[Tensor, " rows"], start: int) -> None:
-        DynamicLayer.__init__(self)
-        self.keys, self.values = keys[:, :, :start], values[:, :, :start]
-        self.pairs = pairs.to(keys.device)
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Keys and values of all columns: the base run's, then those that are computed now."""
-        assert self.keys is not None and self.values is not None
-        return (
-            torch.cat([self.keys[self.pairs], key_states], dim=-2),
-            torch.cat([self.values[self.pairs], value_states], dim=-2),
-        )
 
 
 def _check(swap: Swap, model: PatchModel, base: BaseRun, rows: int, layer: int, start: int) -> None:
