@@ -102,8 +102,37 @@ def qk_fixed(
     return effects
 
 
+def keys_fixed_together(
+    hf: PreTrainedModel,
+    layer: int,
+    own: Gradients,
+    other: Gradients,
+    z_gradient: Tensor,
+    tokens: Sequence[int],
+) -> Tensor:
+    """`[kv_head]`: the keys of several tokens patched at once; every pattern recomputed."""
+    queries, keys, values = (own[name, layer] for name in ("q", "k", "v"))
+    group = queries.shape[1] // keys.shape[1]
+    new_keys = keys.clone()
+    for token in tokens:
+        new_keys[token] = other["k", layer][token]
+    effects = torch.zeros(keys.shape[1], dtype=queries.dtype)
+    for head in range(queries.shape[1]):
+        shared = head // group
+        for query in range(len(queries)):
+            before = probabilities(hf, layer, queries[query, head], keys[:, shared], query)
+            after = probabilities(hf, layer, queries[query, head], new_keys[:, shared], query)
+            effects[shared] += (after - before) @ (values[:, shared] @ z_gradient[query, head])
+    return effects
+
+
 def estimates(
-    hf: PreTrainedModel, pair: Pair, covered: Sequence[Sequence[int]], grid: NodeGrid, direction: str, method: str
+    hf: PreTrainedModel,
+    pair: Pair,
+    covered: Sequence[Sequence[int]],
+    grid: NodeGrid,
+    direction: str,
+    method: str,
 ) -> tuple[Tensor, Tensor]:
     """(signed, magnitude) of every node of the grid: `atp`, `atp-qk`, `atp-graddrop` or `atp-star`."""
     layers = grid.dims.n_layers
@@ -121,8 +150,17 @@ def estimates(
                 else:
                     by_token = linear(kind, own[kind, layer], other[kind, layer], gradients[kind, layer])
                 if kind == "neuron" and grid.group > 1:
-                    by_token = torch.stack([part.sum(-1) for part in by_token.split(grid.group, dim=-1)], dim=-1)
-                scores.append(torch.stack([sum(by_token[t] for t in tokens) for tokens in covered]))
+                    by_token = torch.stack(
+                        [part.sum(-1) for part in by_token.split(grid.group, dim=-1)], dim=-1
+                    )
+                by_place = [sum(by_token[t] for t in tokens) for tokens in covered]
+                if kind == "k" and method in ("atp-qk", "atp-star"):
+                    for place, tokens in enumerate(covered):
+                        if len(tokens) > 1:
+                            by_place[place] = keys_fixed_together(
+                                hf, layer, own, other, gradients["z", layer], tokens
+                            )
+                scores.append(torch.stack(by_place))
             stacked = torch.stack(scores)
             factor = layers / (layers - 1) if len(drops) > 1 and kind not in STREAM else 1.0
             signed.append((stacked.mean(0) * factor).flatten())

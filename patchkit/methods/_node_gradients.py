@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from patchkit.methods._qk_fix import key_effects, probability_gradient, query_effects
+from patchkit.methods._qk_fix import key_effects, keys_together, probability_gradient, query_effects
 from patchkit.model import KINDS, NodeGrid, Site
 from patchkit.tracing.gradients import LayerGradients
 
@@ -43,11 +43,7 @@ class NodeReduction:
             magnitude: Tensor | None = None
             drops = 0
             for weight, gradient in gradients:
-                by_token = (
-                    self._fixed(kind, layer, gradient) if fixed else self._linear(kind, layer, gradient)
-                )
-                # The dot products are added up over a place's tokens before the absolute value is taken.
-                score = self._by_place(kind, by_token)
+                score = self._fixed(kind, layer, gradient) if fixed else self._linear(kind, layer, gradient)
                 signed = weight * score if signed is None else signed + weight * score
                 size = weight * score.abs()
                 magnitude = size if magnitude is None else magnitude + size
@@ -58,30 +54,44 @@ class NodeReduction:
 
     def _linear(
         self, kind: str, layer: LayerGradients, gradient: Tensor
-    ) -> Float[Tensor, "pairs width units"]:
-        """(put in - own) . gradient, AtP's estimate, at every token."""
+    ) -> Float[Tensor, "pairs places units"]:
+        """(put in - own) . gradient, AtP's estimate."""
         own = _precise(layer.values[kind])
         difference = _precise(self.put_in[Site(kind, layer.layer)].to(own.device)) - own
         product = difference * _precise(gradient)
         match KINDS[kind].unit:
             case "neuron":
-                return product
+                return self._by_place(kind, product)
             case "vector":
-                return product.sum(-1, keepdim=True)
-        return product.sum(-1)
+                return self._by_place(kind, product.sum(-1, keepdim=True))
+        return self._by_place(kind, product.sum(-1))
 
     def _fixed(
         self, kind: str, layer: LayerGradients, z_gradient: Tensor
-    ) -> Float[Tensor, "pairs width units"]:
+    ) -> Float[Tensor, "pairs places units"]:
         """Exact up to the softmax, linear after it; with a dropped gradient at z it is AtP*'s combination of both."""
-        assert layer.attention is not None
+        attention = layer.attention
+        assert attention is not None
         queries, keys, values = (_precise(layer.values[name]) for name in ("q", "k", "v"))
         gradient = probability_gradient(_precise(z_gradient), values)
         patched = _precise(self.put_in[Site(kind, layer.layer)].to(queries.device))
-        effects = query_effects if kind == "q" else key_effects
-        return effects(patched, queries, keys, layer.attention, gradient)
+        if kind == "q":
+            return self._by_place(kind, query_effects(patched, queries, keys, attention, gradient))
+        cover = self.cover.to(queries.device)
+        several = (cover.sum(-1) > 1).any(0)
+        if bool(several.all()):
+            places = [
+                keys_together(patched, queries, keys, cover[:, place], attention, gradient)
+                for place in range(cover.shape[1])
+            ]
+            return torch.stack(places, dim=1)
+        scores = self._by_place(kind, key_effects(patched, queries, keys, attention, gradient))
+        for place in several.nonzero()[:, 0].tolist():
+            scores[:, place] = keys_together(patched, queries, keys, cover[:, place], attention, gradient)
+        return scores
 
     def _by_place(self, kind: str, by_token: Tensor) -> Float[Tensor, "pairs places units"]:
+        """Dot products are added up over a place's tokens before any absolute value is taken."""
         if kind == "neuron" and self.grid.group > 1:
             missing = self.grid.units(kind) * self.grid.group - by_token.shape[-1]
             padded = torch.nn.functional.pad(by_token, (0, missing))

@@ -12,13 +12,16 @@ of score (i, t), and p'_it the probability that it leads to, the other probabili
 
     sum_j (p'_ij - p_ij) g_ij = (p'_it - p_it) (g_it - r_it),  r_it = sum over j != t of p_ij g_ij / (1 - p_it)
 
+A key node that covers several tokens is patched at all of them at once, which is no longer a sum over tokens: moving
+all keys alike moves no attention at all. There the whole pattern is recomputed.
+
 Shapes: queries `[batch, query, head, d]`, keys and values `[batch, key, kv_head, d]`, gradients of z as queries.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchkit.tracing.gradients import Attention
@@ -70,6 +73,22 @@ def key_effects(
     effects = _one_score_changed(scores, change, gradient, attention).sum(-2)
     kv_heads = keys.shape[2]
     return effects.unflatten(1, (kv_heads, -1)).sum(2).transpose(1, 2)
+
+
+def keys_together(
+    patched: Float[Tensor, "batch key kv_head d"],
+    queries: Float[Tensor, "batch query head d"],
+    keys: Float[Tensor, "batch key kv_head d"],
+    where: Bool[Tensor, "batch key"],
+    attention: Attention,
+    gradient: Float[Tensor, "batch head query key"],
+) -> Float[Tensor, "batch kv_head"]:
+    """Effect of putting in the patched keys at several tokens at once, for each KV head."""
+    before = _softmax(attention_scores(queries, keys, attention), attention)
+    changed = torch.where(where[..., None, None], patched, keys)
+    after = _softmax(attention_scores(queries, changed, attention), attention)
+    effects = ((after - before) * gradient).sum((-2, -1))
+    return effects.unflatten(1, (keys.shape[2], -1)).sum(-1)
 
 
 def _one_score_changed(scores: Tensor, change: Tensor, gradient: Tensor, attention: Attention) -> Tensor:
