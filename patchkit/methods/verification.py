@@ -48,6 +48,15 @@ def stratified_sample(strata: Sequence[str], n: int, generator: torch.Generator)
     return torch.tensor(rounds[:n], dtype=torch.long)
 
 
+def check_same_run(scores: Scores, pairs: Sequence[Pair], options: NodeOptions) -> None:
+    """Raises InputError unless the scores are of these pairs, in this order, and of these options' convention."""
+    if scores.pair_ids != tuple(pair.id for pair in pairs) or scores.convention != options.convention:
+        raise InputError(
+            "the scores to check are of other pairs or of another convention than the options given; pass the pairs "
+            "and options that `attribute` was called with"
+        )
+
+
 def verify(
     model: PatchModel,
     pairs: Sequence[Pair],
@@ -74,11 +83,7 @@ def verify(
     if sample is not None and sample < 0:
         raise InputError(f"sample: expected at least 0 nodes, found {sample}")
     asked = ask(model, pairs, options)
-    if scores.pair_ids != tuple(pair.id for pair in pairs) or scores.convention != options.convention:
-        raise InputError(
-            "the scores to verify are of other pairs or of another convention than the options given; pass the pairs "
-            "and options that `attribute` was called with"
-        )
+    check_same_run(scores, pairs, options)
     order = scores.order()
     top, rest = order[:k], order[k:]
     generator = torch.Generator().manual_seed(options.seed)
