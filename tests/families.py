@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -29,6 +32,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.masking_utils import eager_mask
 
 VOCAB = 37
 _IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -77,6 +81,35 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
+PRECISE = "eager-in-full-precision"
+
+
+def _precise_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention whose softmax has the model's own precision.
+
+    That of transformers is in float32 always, so that a float64 Gemma has 7 digits, and NaN in the rows of padding.
+    """
+    key, value = (each.repeat_interleave(module.num_key_value_groups, dim=1) for each in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    pattern = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
+    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+
+AttentionInterface.register(PRECISE, _precise_attention)
+AttentionMaskInterface.register(PRECISE, eager_mask)
+
+
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model of the table above, with weights large enough that attention is not uniform and biases not zero."""
     torch.manual_seed(seed)
@@ -87,4 +120,6 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTr
                 parameter.mul_(8.0 if "embed" not in parameter_name and "wte" not in parameter_name else 20.0)
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    if dtype == torch.float64 and name.startswith("gemma"):
+        model.set_attn_implementation(PRECISE)
     return model.to(dtype).eval()

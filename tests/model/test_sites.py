@@ -96,10 +96,8 @@ def test_a_site_is_a_value() -> None:
         Site("heads", 0)
 
 
-nodes = st.one_of(
-    st.tuples(st.just("z"), st.integers(0, 11), st.integers(0, 7)),
-    st.tuples(st.just("mlp_out"), st.integers(0, 11), st.just(0)),
-    st.tuples(st.just("neuron"), st.integers(0, 11), st.integers(0, 99)),
+nodes = st.sampled_from(sorted(KINDS)).flatmap(
+    lambda kind: st.tuples(st.just(kind), st.integers(0, 11), st.integers(0, KINDS[kind].count(DIMS) - 1))
 )
 
 
@@ -108,7 +106,9 @@ nodes = st.one_of(
 def test_names_and_nodes_are_one_to_one(node: tuple[str, int, int]) -> None:
     kind, layer, index = node
     name = node_name(kind, layer, index)
-    assert re.fullmatch(r"a\d+\.h\d+|m\d+|m\d+\.n\d+", name)
+    short = {"z": r"a\d+\.h\d+", "mlp_out": r"m\d+", "neuron": r"m\d+\.n\d+"}
+    long = rf"{kind}\.\d+" + ("" if KINDS[kind].unit == "vector" else r"\.h\d+")
+    assert re.fullmatch(short.get(kind, long), name)
     assert parse_node(name, DIMS) == (Site(kind, layer), index)
 
 
@@ -116,6 +116,7 @@ def test_the_names_of_the_contract() -> None:
     assert node_name("z", 1, 3) == "a1.h3"
     assert node_name("mlp_out", 2) == "m2"
     assert node_name("neuron", 3, 17) == "m3.n17"
+    assert node_name("resid_pre", 2) == "resid_pre.2" and node_name("k", 1, 0) == "k.1.h0"
 
 
 def test_other_kinds_have_names_that_differ() -> None:
@@ -142,13 +143,21 @@ MALFORMED = (
     "m1.",
     "a1.h3@5",
     "A1.h3",
+    "resid_pre",
+    "resid_pre.1.h0",
+    "resid_pre.x",
+    "k.1",
+    "k.1.h",
+    "k.1.n0",
+    "neuron.1.h0",
+    "heads.1.h0",
 )
 
 
 @pytest.mark.parametrize("name", [*MALFORMED, "a1.h1\n", "m\u0661"])
 def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(
-        InputError, match="is not a node name; expected a{layer}.h{head}, m{layer} or m{layer}.n{neuron}"
+        InputError, match="is not a node name; expected a{layer}.h{head}, m{layer}, m{layer}.n{neuron}"
     ):
         parse_node(name, DIMS)
 
