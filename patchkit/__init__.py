@@ -12,25 +12,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchkit.data import Batch as Batch
     from patchkit.data import Pair as Pair
+    from patchkit.data import Places as Places
     from patchkit.data import Triple as Triple
     from patchkit.data import read_desiderata as read_desiderata
     from patchkit.data import read_pairs as read_pairs
+    from patchkit.data import read_places as read_places
     from patchkit.data import write_desiderata as write_desiderata
     from patchkit.data import write_pairs as write_pairs
     from patchkit.errors import InputError as InputError
     from patchkit.errors import PatchkitError as PatchkitError
     from patchkit.errors import RunError as RunError
     from patchkit.methods import MaskOptions as MaskOptions
+    from patchkit.methods import NodeOptions as NodeOptions
     from patchkit.methods import Objective as Objective
     from patchkit.methods import Schedule as Schedule
     from patchkit.methods import answers_with as answers_with
+    from patchkit.methods import attribute as attribute
     from patchkit.methods import learn_mask as learn_mask
+    from patchkit.methods import patch_nodes as patch_nodes
+    from patchkit.methods import patch_sets as patch_sets
+    from patchkit.methods import verify as verify
     from patchkit.model import Architecture as Architecture
+    from patchkit.model import NodeGrid as NodeGrid
     from patchkit.model import PatchModel as PatchModel
     from patchkit.model import Site as Site
     from patchkit.model import register_architecture as register_architecture
     from patchkit.report import write_report as write_report
     from patchkit.results.mask import MaskResult as MaskResult
+    from patchkit.results.scores import Convention as Convention
+    from patchkit.results.scores import Scores as Scores
+    from patchkit.results.scores import check_same_convention as check_same_convention
     from patchkit.studies import StudyOptions as StudyOptions
     from patchkit.studies import run_study as run_study
     from patchkit.tracing import Blend as Blend
@@ -45,13 +56,18 @@ if TYPE_CHECKING:
 
 _HOME = {
     "patchkit.data": (
-        "Batch", "Pair", "Triple", "read_desiderata", "read_pairs", "write_desiderata", "write_pairs",
+        "Batch", "Pair", "Places", "Triple", "read_desiderata", "read_pairs", "read_places", "write_desiderata",
+        "write_pairs",
     ),
     "patchkit.errors": ("InputError", "PatchkitError", "RunError"),
-    "patchkit.methods": ("MaskOptions", "Objective", "Schedule", "answers_with", "learn_mask"),
-    "patchkit.model": ("Architecture", "PatchModel", "Site", "register_architecture"),
+    "patchkit.methods": (
+        "MaskOptions", "NodeOptions", "Objective", "Schedule", "answers_with", "attribute", "learn_mask", "patch_nodes",
+        "patch_sets", "verify",
+    ),
+    "patchkit.model": ("Architecture", "NodeGrid", "PatchModel", "Site", "register_architecture"),
     "patchkit.report": ("write_report",),
     "patchkit.results.mask": ("MaskResult",),
+    "patchkit.results.scores": ("Convention", "Scores", "check_same_convention"),
     "patchkit.studies": ("StudyOptions", "run_study"),
     "patchkit.tracing": (
         "Blend", "Patch", "attention_from", "blended_logits", "capture", "capture_gradients", "compute_prefix",

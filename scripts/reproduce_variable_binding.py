@@ -19,7 +19,8 @@ import typer
 
 from patchkit import InputError, PatchkitError, learn_mask, load, write_desiderata
 from patchkit.cli.console import plain_table, results
-from patchkit.cli.outcome import end, open_model, record
+from patchkit.cli.mask_outcome import begin_mask, end_mask
+from patchkit.cli.outcome import open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.results.manifest import open_run_dir
 from patchkit.results.study import VariableBindingStudy
@@ -88,12 +89,10 @@ def main(
         started = time.monotonic()
         loaded = open_model(model, dtype, device_map)
         made, task = published_triples(loaded, seed, samples, trailing_space)
-        record(run, loaded, options, seed)
+        begin_mask(run, loaded, options, seed)
         write_desiderata(run.path / "desiderata.jsonl", made.triples())
         with progress_bar(quiet) as progress:
-            result = learn_mask(
-                loaded, made.triples(), options, checkpoint=run.path / "checkpoint", progress=progress
-            )
+            result = learn_mask(loaded, made.triples(), options, checkpoint=run.checkpoint, progress=progress)
         result = result.model_copy(update={"excluded": made.excluded | result.excluded})
         result.save(run.path)
         comparison = compare_with_published(loaded, result, task)
@@ -109,7 +108,7 @@ def main(
             comparison=comparison,
         ).save(run.path)
         _show(list(comparison.items()))
-        end(run, result, quiet)
+        end_mask(run, result, quiet)
 
 
 def _show(lines: list[tuple[str, str]]) -> None:

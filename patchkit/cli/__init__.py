@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from patchkit.cli import catalogue, doctor, masks, runs, study
+from patchkit.cli import catalogue, doctor, masks, nodes, runs, study
 from patchkit.cli.app import app as app
 
 app.command("demo")(study.demo)
 app.command("models")(catalogue.models)
 app.command("tasks")(catalogue.tasks)
 app.command("pairs")(catalogue.pairs)
+app.command("patch")(nodes.patch)
+app.command("attribute")(nodes.attribute)
 app.command("mask")(masks.mask)
 app.command("study")(study.study)
 app.command("report")(runs.report)

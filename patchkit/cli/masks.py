@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchkit.cli.mask_outcome import begin_mask, end_mask
 from patchkit.cli.options import (
+    AnswerFirstToken,
     AttnImplementation,
     DeviceMap,
     Dtype,
@@ -20,8 +22,9 @@ from patchkit.cli.options import (
     Seed,
     batch_tokens,
     options_of,
+    words_of,
 )
-from patchkit.cli.outcome import end, finished, open_model, record
+from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.errors import InputError
 
@@ -53,12 +56,7 @@ def mask(
             "--train-on", help="Desiderata to train on, by comma; default: all.", rich_help_panel="Data"
         ),
     ] = None,
-    answer_first_token: Annotated[
-        bool,
-        typer.Option(
-            "--answer-first-token", help="Targets of several tokens: score the first.", rich_help_panel="Data"
-        ),
-    ] = False,
+    answer_first_token: AnswerFirstToken = False,
     components: Annotated[
         str,
         typer.Option(
@@ -118,9 +116,9 @@ def mask(
     from patchkit.runtime import MAX_BATCH_TOKENS
 
     options = MaskOptions(
-        components=_words(components, "--components"),
+        components=words_of(components, "--components"),
         position=position,
-        train_on=_words(train_on, "--train-on") if train_on is not None else None,
+        train_on=words_of(train_on, "--train-on") if train_on is not None else None,
         objective=Objective(loss, sparsity),
         schedule=Schedule(lambdas=_lambdas(lambdas, sparsity), steps=steps, steps_after=steps_after, lr=lr),
         seeds=tuple(range(seed, seed + mask_seeds)),
@@ -140,19 +138,19 @@ def mask(
         triples, descriptions, excluded = _triples(
             loaded, desiderata, task, options.train_on, n, seed, answer_first_token
         )
-        record(run, loaded, options, seed)
+        begin_mask(run, loaded, options, seed)
         with progress_bar(quiet) as progress:
             result = learn_mask(
                 loaded,
                 triples,
                 options,
                 descriptions=descriptions,
-                checkpoint=run.path / "checkpoint",
+                checkpoint=run.checkpoint,
                 progress=progress,
             )
         result = result.model_copy(update={"excluded": excluded | result.excluded})
         result.save(run.path)
-        end(run, result, quiet)
+        end_mask(run, result, quiet)
 
 
 def _triples(
@@ -183,20 +181,13 @@ def _triples(
     return triples, {d.name: d.description for d in found.desiderata.values()}, excluded
 
 
-def _words(text: str, option: str) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(",") if word.strip())
-    if not words:
-        raise InputError(f"{option} is empty; expected names separated by commas")
-    return words
-
-
 def _lambdas(text: str | None, sparsity: str) -> tuple[float, ...]:
     from patchkit.methods import Schedule
 
     if text is None:
         return (0.5, 0.25, 0.12, 0.06) if sparsity == "hard-concrete" else Schedule().lambdas
     try:
-        values = tuple(float(word) for word in _words(text, "--lambdas"))
+        values = tuple(float(word) for word in words_of(text, "--lambdas"))
     except ValueError:
         raise InputError(f"--lambdas {text}: expected numbers separated by commas") from None
     if any(not value >= 0 for value in values):

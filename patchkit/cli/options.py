@@ -12,7 +12,7 @@ import typer
 
 from patchkit.errors import InputError
 
-_MODEL, _RUN = "Model", "Run"
+_MODEL, _DATA, _RUN = "Model", "Data", "Run"
 
 Model = Annotated[
     str,
@@ -48,6 +48,31 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run that --out holds.", rich_help_panel=_RUN)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, results only.", rich_help_panel=_RUN)]
+Pairs = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Prompt pairs: JSON Lines, or EAP-IG's CSV.", rich_help_panel=_DATA),
+]
+PairsTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="Generate the pairs instead: one of `patchkit tasks`.", rich_help_panel=_DATA
+    ),
+]
+PairsN = Annotated[int, typer.Option("--n", min=1, help="Pairs, with --task.", rich_help_panel=_DATA)]
+AnswerFirstToken = Annotated[
+    bool,
+    typer.Option(
+        "--answer-first-token", help="Answers of several tokens: score the first.", rich_help_panel=_DATA
+    ),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="logit-diff, prob-diff, kl, target-logprob or module:function.",
+        rich_help_panel=_DATA,
+    ),
+]
 MaxBatchTokens = Annotated[
     str,
     typer.Option("--max-batch-tokens", help="Tokens a batch may hold, or auto.", rich_help_panel=_RUN),
@@ -57,6 +82,26 @@ MaxBatchTokens = Annotated[
 def options_of(ctx: typer.Context) -> dict[str, Any]:
     """Every option of the running command with its value, defaults included: what the manifest records."""
     return dict(ctx.params)
+
+
+def words_of(text: str, option: str) -> tuple[str, ...]:
+    """The words of an option that takes several, separated by commas."""
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise InputError(f"{option} is empty; expected names separated by commas")
+    return words
+
+
+def numbers_of(text: str, option: str) -> tuple[int, ...]:
+    """The numbers of an option that takes several and ranges of them: `0,2-4` is 0, 2, 3 and 4."""
+    found: list[int] = []
+    for word in words_of(text, option):
+        first, dash, last = word.partition("-")
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise InputError(f"{option} {text}: '{word}' is no number or range; expected such as 0,2-4")
+        found += range(int(first), int(last) + 1)
+    return tuple(dict.fromkeys(found))
 
 
 def batch_tokens(value: str) -> int | None:

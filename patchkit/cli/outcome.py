@@ -1,19 +1,17 @@
-"""What `mask`, `demo` and `study` share: opening the model, the manifest's fields, the table and the report."""
+"""What the commands that make a run share: opening the model, the manifest's fields, and how a finished run ends."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from patchkit.cli.console import give, hush_loading, plain_table, results, say
-from patchkit.errors import RunError
+from patchkit.cli.console import give, hush_loading, say
 
 if TYPE_CHECKING:
-    from patchkit.methods import MaskOptions
     from patchkit.model import PatchModel
     from patchkit.results.manifest import RunDir
-    from patchkit.results.mask import MaskResult
 
 
 # Below this width an operation is over before a second thread has been woken.
@@ -42,65 +40,29 @@ def open_model(
     return model
 
 
-def record(run: RunDir, model: PatchModel, options: MaskOptions, seed: int) -> None:
+def begin(run: RunDir, model: PatchModel, seed: int, **fields: Any) -> None:
+    """Notes the model, and what the numbers will mean, before the work."""
     from patchkit.results.manifest import ModelRef
 
-    run.record(
-        model=ModelRef(id=model.name, revision=model.revision, fingerprint=model.fingerprint()),
-        seed=seed,
-        metric=f"accuracy of the target; trained on {options.objective.loss}",
-        direction="noise",
-        ablation="resample",
-        axes={name: ["layer", "node"] for name in options.components},
-        sign="mask values: 1 keeps the original run's activation, 0 puts in the alternate's",
-    )
+    reference = ModelRef(id=model.name, revision=model.revision, fingerprint=model.fingerprint())
+    run.record(model=reference, seed=seed, **fields)
 
 
-def end(run: RunDir, result: MaskResult, quiet: bool) -> None:
-    """The table, the report, and the failure that a mask which ran into NaN still is."""
+def end(run: RunDir, quiet: bool, show: Callable[[], None], **fields: Any) -> None:
+    """The last fields of the manifest, the report, what `show` prints, and the report's path.
+
+    What is in the checkpoint is in the results now.
+    """
     from patchkit.report import write_report
-    from patchkit.results.manifest import PairCounts
 
-    shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
-    used = sum(each.n_train + each.n_test for each in result.desiderata)
-    run.record(
-        pairs=PairCounts(total=used + sum(result.excluded.values()), used=used),
-        cost=result.forward_equivalents,
-    )
+    shutil.rmtree(run.checkpoint, ignore_errors=True)
+    run.record(**fields)
     page = write_report(run.path)
-    show(result)
+    show()
     say("The report:", quiet)
     give(str(page))
-    if result.diverged:
-        raise RunError(f"{result.stopped}. What is in {run.path} is of the last good mask.")
 
 
 def finished(run: RunDir, quiet: bool) -> None:
     say("This run was complete already. The report:", quiet)
     give(str(run.path / "report.html"))
-
-
-def show(result: MaskResult) -> None:
-    table = plain_table("desideratum", "kind")
-    for column in ("chosen", "empty", "all", "complement", "random (mean)", "random (best)"):
-        table.add_column(column, justify="right")
-    for each in result.desiderata:
-        scores = each.test
-        row = (
-            scores.chosen,
-            scores.empty,
-            scores.all,
-            scores.complement,
-            scores.random_mean,
-            max(scores.random),
-        )
-        name = each.name if each.trained else f"{each.name} (not trained on)"
-        table.add_row(name, each.kind, *(f"{value:.3f}" for value in row))
-    joint = result.joint
-    best = max(result.random_joint)
-    row = (joint["chosen"], joint["empty"], joint["all"], joint["complement"], joint["random"], best)
-    table.add_row("minimum over those trained on", "", *(f"{value:.3f}" for value in row), style="bold")
-    console = results()
-    console.print(table)
-    few = ", ".join(result.chosen[:24]) + (", ..." if len(result.chosen) > 24 else "")
-    give(f"{len(result.chosen)} of {result.n_components} components ({result.fraction:.1%}): {few or 'none'}")

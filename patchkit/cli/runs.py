@@ -91,6 +91,7 @@ def rerun(
     worst = max(differences.values(), default=0.0)
     if not worst <= tolerance:
         raise RunError(f"{second}: the numbers differ from {first} by up to {worst:.3g}, over {tolerance:g}.")
+    say(f"The numbers are the same: they differ by at most {worst:.3g}, and {tolerance:g} is allowed.", quiet)
 
 
 def command_arguments(command: Any, options: dict[str, Any]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from patchkit.cli.mask_outcome import begin_mask, end_mask
 from patchkit.cli.options import Out, Quiet, Resume, Seed, options_of
-from patchkit.cli.outcome import end, finished, open_model, record
+from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.cli.runs import command_arguments
 from patchkit.errors import InputError
@@ -60,13 +61,13 @@ def _study(
             finished(run, quiet)
             return
         loaded = open_model(model)
-        record(run, loaded, options.mask, seed)
+        begin_mask(run, loaded, options.mask, seed)
         card = summary(zoo.card(model)) if model in zoo.names() else {}
         with progress_bar(quiet) as progress:
             result, _ = run_study(
                 loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
             )
-        end(run, result, quiet)
+        end_mask(run, result, quiet)
 
 
 def _command_line(ctx: typer.Context) -> str:

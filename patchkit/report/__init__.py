@@ -1,5 +1,7 @@
 """Pictures and the self-contained report page, from result objects alone."""
 
+from patchkit.report._scores_words import headline as scores_headline
+from patchkit.report._scores_words import warning as scores_warning
 from patchkit.report.page import mask_page as mask_page
 from patchkit.report.page import recall_page as recall_page
 from patchkit.report.page import scores_page as scores_page

@@ -7,6 +7,7 @@ the status that the manifest ends with. Options are kept whole, so `patchkit rer
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +24,8 @@ from patchkit.errors import InputError, RunError
 from patchkit.results.formats import read_model, write_model
 
 MANIFEST = "manifest.json"
+#: Where a run keeps what is finished of it, until it is done.
+CHECKPOINT = "checkpoint"
 PACKAGES = ("patchkit", "nnsight", "torch", "transformers")
 
 # Options that change where or how loudly a run goes on, never its numbers: a resumed run may differ in them.
@@ -96,8 +99,9 @@ class Manifest(_Frozen):
 class RunDir:
     """An open run. Leaving its `with` block writes the final status; `record` adds what becomes known.
 
-    Bad input found before anything but the manifest was written leaves no trace, so that the corrected
-    command can use the same directory without being told that it holds another run.
+    Bad input that is found before any result was written leaves no trace, so that the corrected command can use the
+    same directory without being told that it holds another run. What was finished until then goes too: it is of the
+    input that was bad.
     """
 
     path: Path
@@ -110,6 +114,11 @@ class RunDir:
     def done(self) -> bool:
         """True when this run was already complete before it was resumed."""
         return self.resumed and self.manifest.status == "done"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where what is finished of the run is kept until it is done; not there yet in a new run."""
+        return self.path / CHECKPOINT
 
     def record(self, **fields: Any) -> Manifest:
         """Sets fields of the manifest and writes it. Unknown fields or wrong types raise pydantic's error."""
@@ -133,7 +142,12 @@ class RunDir:
         if kind is None:
             self.record(status="done")
             return
-        if not self.resumed and issubclass(kind, InputError) and _entries(self.path) == [MANIFEST]:
+        if (
+            not self.resumed
+            and issubclass(kind, InputError)
+            and set(_entries(self.path)) <= {MANIFEST, CHECKPOINT}
+        ):
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
             (self.path / MANIFEST).unlink()
             if self.created and not any(self.path.iterdir()):
                 self.path.rmdir()
