@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patchkit.methods import Schedule as Schedule
     from patchkit.methods import answers_with as answers_with
     from patchkit.methods import attribute as attribute
+    from patchkit.methods import bound as bound
     from patchkit.methods import learn_mask as learn_mask
     from patchkit.methods import patch_nodes as patch_nodes
     from patchkit.methods import patch_sets as patch_sets
@@ -61,8 +62,8 @@ _HOME = {
     ),
     "patchkit.errors": ("InputError", "PatchkitError", "RunError"),
     "patchkit.methods": (
-        "MaskOptions", "NodeOptions", "Objective", "Schedule", "answers_with", "attribute", "learn_mask", "patch_nodes",
-        "patch_sets", "verify",
+        "MaskOptions", "NodeOptions", "Objective", "Schedule", "answers_with", "attribute", "bound", "learn_mask",
+        "patch_nodes", "patch_sets", "verify",
     ),
     "patchkit.model": ("Architecture", "NodeGrid", "PatchModel", "Site", "register_architecture"),
     "patchkit.report": ("write_report",),

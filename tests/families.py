@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Phi3Config,
@@ -53,6 +55,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         LlamaConfig(**_SIZES, **_IDS, num_attention_heads=4, head_dim=12)
     ),
     "mistral-window": lambda: MistralForCausalLM(MistralConfig(**_GQA, sliding_window=4)),
+    "mixtral-experts": lambda: MixtralForCausalLM(
+        MixtralConfig(**_GQA, num_local_experts=4, num_experts_per_tok=2)
+    ),
     "qwen2-biases": lambda: Qwen2ForCausalLM(Qwen2Config(**_GQA)),
     "qwen2-window-above-layer-0": lambda: Qwen2ForCausalLM(
         Qwen2Config(**_GQA, use_sliding_window=True, sliding_window=4, max_window_layers=1)
@@ -108,6 +113,9 @@ def _precise_attention(
 
 AttentionInterface.register(PRECISE, _precise_attention)
 AttentionMaskInterface.register(PRECISE, eager_mask)
+
+#: Families whose MLP cannot be split into neurons.
+WITHOUT_NEURONS = {"mixtral-experts"}
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -33,13 +33,15 @@ class Family:
     #: The module whose output the block adds to the residual stream.
     attention_adds: str = "self_attn"
     mlp_adds: str = "mlp"
-    down: str = "mlp.down_proj"
+    #: None where the MLP has no neurons to read.
+    down: str | None = "mlp.down_proj"
 
 
 _POST_NORMS = Family(attention_adds="post_attention_layernorm", mlp_adds="post_feedforward_layernorm")
 FAMILIES = {
     "llama": Family(),
     "mistral": Family(),
+    "mixtral": Family(down=None),
     "qwen2": Family(),
     "qwen3": Family(),
     "phi3": Family(projections=("self_attn.qkv_proj",)),
@@ -155,7 +157,7 @@ def _hooked(
 def _hook_block(
     block: nn.Module, layer: int, family: Family, config: Any, touch: Callable[..., Tensor], sequential: bool
 ) -> list[Any]:
-    at = {name: attrgetter(getattr(family, name))(block) for name in ("attention_adds", "down", "mlp_adds")}
+    at = {name: attrgetter(getattr(family, name))(block) for name in ("attention_adds", "mlp_adds")}
     residual: dict[str, Tensor] = {}
 
     def before_block(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -176,10 +178,12 @@ def _hook_block(
     handles = [
         block.register_forward_pre_hook(before_block),
         at["attention_adds"].register_forward_hook(after_attention),
-        at["down"].register_forward_pre_hook(lambda _, args: (touch("neuron", layer, args[0]),)),
         at["mlp_adds"].register_forward_hook(lambda _, args, output: touch("mlp_out", layer, output)),
         block.register_forward_hook(after_block),
     ]
+    if family.down is not None:
+        down = attrgetter(family.down)(block)
+        handles.append(down.register_forward_pre_hook(lambda _, args: (touch("neuron", layer, args[0]),)))
     for which, path in enumerate(family.projections):
         split = _projection_hook(layer, which, len(family.projections) == 1, config, touch)
         handles.append(attrgetter(path)(block).register_forward_hook(split))

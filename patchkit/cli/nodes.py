@@ -203,9 +203,7 @@ def attribute(
             )
             scores = replace(scores, verification=checked)
         if bound is not None:
-            from patchkit.methods._bounding import bound as bound_rest
-
-            found = bound_rest(
+            found = methods.bound(
                 loaded,
                 made,
                 scores,

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchkit.errors import InputError, RunError
+from patchkit.errors import InputError, PatchkitError
 
 
 def logit_diff(
@@ -88,13 +88,20 @@ class Metric:
         wrong: Int[Tensor, " rows"],
         reference: Float[Tensor, "rows vocab"] | None = None,
     ) -> Float[Tensor, " rows"]:
-        """One number per row; InputError for a shape that is not [rows], RunError for a number that is not
-        finite.
+        """One number per row; InputError for a shape that is not [rows], a number that is not finite, and for what
+        the user's own function raises.
         """
         given = {"answer": answer, "wrong": wrong, "reference": reference}
         if reference is None and "reference" in self.needs:
             raise InputError(f"metric {self.name!r} needs the logits of a reference run, found none")
-        values = self.function(logits, **{name: given[name] for name in self.needs})
+        try:
+            values = self.function(logits, **{name: given[name] for name in self.needs})
+        except (PatchkitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self.name in METRICS:
+                raise
+            raise InputError(f"metric {self.name!r} failed with {type(error).__name__}: {error}") from error
         return check_metric(values, logits.shape[0], self.name)
 
 
@@ -109,8 +116,8 @@ METRICS: dict[str, Metric] = {
 def check_metric(values: Tensor, rows: int, name: str = "metric") -> Float[Tensor, " rows"]:
     """The same values if they are one finite float per row; else an error that says what was found.
 
-    A reduced or batched metric would silently weigh rows by batch, hence InputError; a value that is not
-    finite is a RunError with the row.
+    A reduced or batched metric would silently weigh rows by batch. Raises InputError, for a value that is not finite
+    with the row.
     """
     if not isinstance(values, Tensor) or values.shape != (rows,) or not values.is_floating_point():
         found = (
@@ -122,8 +129,9 @@ def check_metric(values: Tensor, rows: int, name: str = "metric") -> Float[Tenso
         )
     if not values.is_meta and not bool(values.isfinite().all()):
         row = int((~values.isfinite()).nonzero()[0])
-        raise RunError(
-            f"metric {name!r} is {float(values[row])} in row {row}; check the model's dtype and the prompts"
+        raise InputError(
+            f"metric {name!r} is {float(values[row])} in row {row}; expected a finite number: check the metric, the "
+            "model's dtype and the prompts"
         )
     return values
 
@@ -154,7 +162,8 @@ def _import(module_name: str, name: str) -> ModuleType:
         sys.path.append(here)
     try:
         return importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except Exception as error:
+        # Importing runs the module, so that it may raise anything.
         raise InputError(f"metric {name!r}: module {module_name!r} cannot be imported ({error})") from error
 
 

@@ -1,5 +1,6 @@
 """The methods, one file each."""
 
+from patchkit.methods._bounding import bound as bound
 from patchkit.methods._mask_layout import Layout as Layout
 from patchkit.methods._mask_objective import Objective as Objective
 from patchkit.methods._mask_prepare import mask_cost as mask_cost

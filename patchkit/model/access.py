@@ -52,7 +52,7 @@ def raw_site(model: PatchModel, site: Site) -> Tensor:
         case "z":
             return _full(module_at(block, arch.out_proj).input, dims.n_heads * dims.d_head, site)
         case "neuron":
-            return _full(module_at(block, arch.neurons).input, dims.d_mlp, site)
+            return _full(_neurons(model, block).input, dims.d_mlp, site)
         case "q" | "k" | "v":
             return _attention_call(block, arch.attn).inputs[0][_ATTENTION_ARGUMENT[site.kind]]
     return module_at(block, arch.qkv[_PROJECTION[site.kind] if arch.packing == "separate" else 0]).output
@@ -100,7 +100,7 @@ def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
         case "z":
             module_at(block, arch.out_proj).input = value.flatten(-2)
         case "neuron":
-            module_at(block, arch.neurons).input = value
+            _neurons(model, block).input = value
         case "q" | "k" | "v":
             call = _attention_call(block, arch.attn)
             arguments, keywords = call.inputs
@@ -131,6 +131,12 @@ def module_at(block: Any, path: str) -> Any:
 def _attention_call(block: Any, attn: str) -> Any:
     """The call `attention_interface(module, q, k, v, mask, ...)` inside the attention module's forward."""
     return module_at(block, attn).source.attention_interface_1
+
+
+def _neurons(model: PatchModel, block: Any) -> Any:
+    # `check_site` has refused the sites that are not there.
+    assert model.arch.neurons is not None
+    return module_at(block, model.arch.neurons)
 
 
 def _full(activation: Tensor, width: int, site: Site) -> Tensor:

@@ -51,7 +51,8 @@ class Architecture:
         mid_input: the module whose input is the residual stream between attention and MLP. It must receive the very
             tensor that the block adds the MLP to, because `resid_mid` is written in place.
         mlp: the MLP module.
-        neurons: the module whose input is the MLP's post-nonlinearity activation.
+        neurons: the module whose input is the MLP's post-nonlinearity activation; None where there is no such module,
+            as in a mixture of experts, and so no nodes of kind `neuron`.
         mlp_out: the module whose output the MLP adds to the residual stream.
         parallel_flag: name of the config attribute that says attention and MLP run in parallel, or a constant.
     """
@@ -65,7 +66,7 @@ class Architecture:
     out_proj: str
     mid_input: str
     mlp: str
-    neurons: str
+    neurons: str | None
     unembed: str = "lm_head"
     packing: Packing = "separate"
     attn_out: str | None = None
@@ -112,7 +113,7 @@ class Architecture:
             "attn_out": self.attn_out_path,
             "mid_input": self.mid_input,
             "mlp": self.mlp,
-            "neurons": self.neurons,
+            **({} if self.neurons is None else {"neurons": self.neurons}),
             "mlp_out": self.mlp_out_path,
         }
 
@@ -143,6 +144,8 @@ _TABLE: dict[str, Architecture] = {
     for entry in (
         _LLAMA,
         replace(_LLAMA, family="mistral"),
+        # Each token is sent to a few experts, whose weights are one tensor: no module's input holds the neurons.
+        replace(_LLAMA, family="mixtral", neurons=None),
         replace(_LLAMA, family="qwen2"),
         replace(_LLAMA, family="qwen3"),
         replace(_LLAMA, family="phi3", qkv=("self_attn.qkv_proj",), packing="stacked"),

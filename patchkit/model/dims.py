@@ -14,7 +14,11 @@ from patchkit.model.architectures import Architecture
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes of a decoder. `d_mlp` is the number of neurons of one MLP; `parallel`: attention and MLP side by side."""
+    """Sizes of a decoder.
+
+    `d_mlp` is the number of neurons of one MLP, 0 where it cannot be split into neurons; `parallel`: attention and MLP
+    side by side; `family`: the model's `config.model_type`, for messages.
+    """
 
     n_layers: int
     n_heads: int
@@ -24,6 +28,7 @@ class Dims:
     d_mlp: int
     vocab_size: int
     parallel: bool
+    family: str = ""
 
     @property
     def group(self) -> int:
@@ -100,7 +105,8 @@ def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
     d_model = int(config.hidden_size)
     blocks = find_module(module, arch.layers)
     assert isinstance(blocks, nn.ModuleList)
-    width, d_mlp = _width_at(blocks[0], "out_proj", arch), _width_at(blocks[0], "neurons", arch)
+    width = _width_at(blocks[0], "out_proj", arch)
+    d_mlp = 0 if arch.neurons is None else _width_at(blocks[0], "neurons", arch)
     d_head = int(getattr(config, "head_dim", None) or width // n_heads)
     if n_heads * d_head != width:
         raise InputError(
@@ -118,6 +124,7 @@ def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
         d_mlp=d_mlp,
         vocab_size=int(config.vocab_size),
         parallel=arch.is_parallel(config),
+        family=arch.family,
     )
 
 

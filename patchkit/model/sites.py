@@ -97,6 +97,11 @@ def check_site(site: Site, dims: Dims) -> None:
             f"site {site}: this model's blocks run attention and MLP in parallel, so there is no residual stream "
             "between them; use resid_pre or resid_post"
         )
+    if site.kind == "neuron" and not dims.d_mlp:
+        raise InputError(
+            f"site {site}: the MLP of family '{dims.family}' cannot be split into neurons (a mixture of experts, for "
+            "one, has no module whose input they are); use mlp_out"
+        )
 
 
 def sites_of(kind: str, dims: Dims) -> list[Site]:

@@ -1,7 +1,6 @@
 """Pictures and the self-contained report page, from result objects alone."""
 
-from patchkit.report._scores_words import headline as scores_headline
-from patchkit.report._scores_words import warning as scores_warning
+from patchkit.report import _scores_words
 from patchkit.report.page import mask_page as mask_page
 from patchkit.report.page import recall_page as recall_page
 from patchkit.report.page import scores_page as scores_page
@@ -9,3 +8,6 @@ from patchkit.report.page import write_mask_report as write_mask_report
 from patchkit.report.page import write_recall_report as write_recall_report
 from patchkit.report.page import write_report as write_report
 from patchkit.report.page import write_scores_report as write_scores_report
+
+scores_headline = _scores_words.headline
+scores_warning = _scores_words.warning

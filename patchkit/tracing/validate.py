@@ -53,7 +53,9 @@ _COARSE = 5e-2
 
 def available_kinds(model: PatchModel) -> list[str]:
     """The node kinds this model has, in execution order."""
-    return [kind for kind in KINDS if not (kind == "resid_mid" and model.dims.parallel)]
+    absent = {"resid_mid"} if model.dims.parallel else set()
+    absent |= set() if model.dims.d_mlp else {"neuron"}
+    return [kind for kind in KINDS if kind not in absent]
 
 
 @torch.no_grad()
@@ -80,11 +82,29 @@ def validate(model: PatchModel) -> None:
     except InputError:
         raise
     except _UNREADABLE as error:
+        if isinstance(error, OutOfOrderError):
+            _refuse_silent_attention(model, batch)
         raise InputError(
             f"{model.name} (family '{model.arch.family}') could not be read by the architecture table: "
             f"{type(error).__name__}: {str(error).strip()[:500]}. Register a corrected Architecture, "
             "or load it with another attn_implementation"
         ) from error
+
+
+def _refuse_silent_attention(model: PatchModel, batch: Batch) -> None:
+    """Refuses a model of which all but the attention's arguments can be read: its attention calls no interface."""
+    kinds = [kind for kind in available_kinds(model) if kind not in ("q", "k", "v")]
+    try:
+        capture(model, batch, [Site(kind, layer) for kind in kinds for layer in range(model.dims.n_layers)])
+    except _UNREADABLE:
+        return
+    found = getattr(model.config, "_attn_implementation", None)
+    other = "eager" if found == "sdpa" else "sdpa"
+    raise InputError(
+        f"{model.name} (family '{model.arch.family}'): q, k and v cannot be read under the attention implementation "
+        f"'{found}', which here goes past the call that they are read at; load it with --attn-implementation {other} "
+        f"(attn_implementation='{other}')"
+    ) from None
 
 
 def _agree(model: PatchModel, found: Tensor, expected: Tensor, what: str) -> None:
@@ -148,6 +168,8 @@ def _check_heads(model: PatchModel, run: Captured, layer: int) -> None:
 
 def _check_neurons(model: PatchModel, run: Captured, layer: int) -> None:
     block = model.block_module(layer)
+    if model.arch.neurons is None:
+        return
     with torch.no_grad():
         out = attrgetter(model.arch.neurons)(block)(run.values[Site("neuron", layer)][1])
         if model.arch.mlp_out is not None and out.shape[-1] == model.dims.d_model:

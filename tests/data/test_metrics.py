@@ -16,7 +16,7 @@ from patchkit.data import (
     resolve_metric,
     target_logprob,
 )
-from patchkit.errors import InputError, RunError
+from patchkit.errors import InputError
 
 LOGITS = torch.tensor([[1.0, 2.0, -0.5], [0.0, 3.0, 0.5]])
 ANSWER, WRONG = torch.tensor([1, 2]), torch.tensor([0, 1])
@@ -104,9 +104,9 @@ def test_metrics_that_cannot_be_used(mine, name, message):
 def test_results_that_cannot_be_used(mine):
     with pytest.raises(InputError, match=r"shape \[2\]; found torch.float32 \[\]; do not average"):
         resolve_metric("own_metric_module:averaged")(LOGITS, answer=ANSWER, wrong=WRONG)
-    with pytest.raises(RunError, match="is nan in row 0"):
+    with pytest.raises(InputError, match="is nan in row 0"):
         resolve_metric("own_metric_module:broken")(LOGITS, answer=ANSWER, wrong=WRONG)
     with pytest.raises(InputError, match="found torch.int64"):
         check_metric(torch.tensor([1, 2]), 2)
-    with pytest.raises(RunError, match="is inf in row 1"):
+    with pytest.raises(InputError, match="is inf in row 1"):
         check_metric(torch.tensor([1.0, math.inf]), 2)

@@ -20,7 +20,7 @@ from tests.comparisons import (
     kinds_of,
     pair,
 )
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, WITHOUT_NEURONS, build
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 #: Rotary with GQA; q/k norms, post-norms and a window; a fused projection with biases.
@@ -28,9 +28,10 @@ exact_families = pytest.mark.parametrize("family", ["llama-gqa", "gemma3-two-the
 
 
 def test_every_node_kind_is_in_the_matrix() -> None:
-    """Sequential families have them all, parallel blocks all but the stream between attention and MLP."""
+    """Parallel blocks have no stream between attention and MLP, and experts no neurons; all others have every kind."""
+    absent = {"neox-parallel": {"resid_mid"}} | {family: {"neuron"} for family in WITHOUT_NEURONS}
     for family in FAMILIES:
-        missing = {"resid_mid"} if family == "neox-parallel" else set()
+        missing = absent.get(family, set())
         assert set(kinds_of(family)) == KINDS.keys() - missing
 
 

@@ -24,7 +24,7 @@ from tests.blending import (
     with_gradients,
 )
 from tests.comparisons import PROMPTS, agree, kinds_of, pair
-from tests.families import FAMILIES
+from tests.families import FAMILIES, WITHOUT_NEURONS
 
 #: The kinds that masks are made of, and each group of kinds that is reached in one way.
 GROUPS = (
@@ -67,6 +67,8 @@ def test_keeping_nothing_at_the_last_token_is_the_alternate_run(family: str) -> 
 @pytest.mark.parametrize("kinds", GROUPS, ids="+".join)
 def test_blends_equal_the_oracle_with_and_without_reuse(family: str, kinds: tuple[str, ...]) -> None:
     """At the last token, and at another position in each row; from the shortest and the longest prefix that can be."""
+    if kinds == ("neuron",) and family in WITHOUT_NEURONS:
+        pytest.skip("a family without neurons")
     check_blends(family, kinds, places=(-1, -1, -1), starts=(0, 9))
     check_blends(family, kinds, places=(-1, -3, -2), starts=(7,))
 
