@@ -103,7 +103,8 @@ def lay_out(
     first = torch.maximum(first, unchanged[pair[row]])
     # At the end of the last layer a position is read by none but itself, and the last one alone becomes logits.
     local = torch.tensor([kind in LOCAL_AT_THE_END for kind in grid.kinds])[where.kind]
-    first = first.masked_fill(local & (where.layer == grid.dims.n_layers - 1), width - 1)
+    at_the_end = local & (where.layer == grid.dims.n_layers - 1)
+    first = torch.where(at_the_end, first.clamp(min=width - 1), first)
     keep = last >= first
     row, first = row[keep], first[keep]
     kind, at_layer, place, unit = (part[keep] for part in where)
