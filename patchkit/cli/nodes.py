@@ -27,6 +27,7 @@ from patchkit.cli.options import (
     Seed,
     batch_tokens,
     numbers_of,
+    one_of,
     options_of,
     words_of,
 )
@@ -36,7 +37,7 @@ from patchkit.errors import InputError
 
 if TYPE_CHECKING:
     from patchkit.data import Pair
-    from patchkit.methods import Method, NodeOptions
+    from patchkit.methods import NodeOptions
     from patchkit.model import PatchModel
     from patchkit.results.scores import Scores
     from patchkit.runtime import Progress
@@ -173,7 +174,9 @@ def attribute(
     quiet: Quiet = False,
 ) -> None:
     """Estimate the effect of every node from gradients, and prove it: AtP, AtP* and their parts."""
-    chosen = _method(method)
+    from patchkit import methods
+
+    chosen = one_of(methods.METHODS, method, "--method")
     if verify is not None and verify < 1:
         raise InputError(f"--verify {verify}: expected the number of top nodes to patch exactly, at least 1")
     if sample is not None and (verify is None or sample < 0):
@@ -186,8 +189,6 @@ def attribute(
     def estimate(
         loaded: PatchModel, made: list[Pair], options: NodeOptions, progress: Progress, **more: Any
     ) -> Scores:
-        from patchkit import methods
-
         scores = methods.attribute(loaded, made, options, chosen, progress=progress, **more)
         mean_over = more["reference"]
         if verify is not None:
@@ -245,25 +246,16 @@ def _run(ctx: typer.Context, command: str, work: Callable[..., Scores]) -> None:
         end_nodes(run, scores, given["quiet"])
 
 
-def _method(name: str) -> Method:
-    from patchkit.methods import METHODS
-
-    for method in METHODS:
-        if method == name:
-            return method
-    raise InputError(f"--method {name}: expected one of: {', '.join(METHODS)}")
-
-
 def _options(given: dict[str, Any]) -> NodeOptions:
-    from patchkit.methods import NodeOptions
+    from patchkit.methods import ABLATIONS, DIRECTIONS, NodeOptions
     from patchkit.runtime import MAX_BATCH_TOKENS
 
     return NodeOptions(
         nodes=words_of(given["nodes"], "--nodes"),
         positions=given["positions"],
-        direction=given["direction"],
+        direction=one_of(DIRECTIONS, given["direction"], "--direction"),
         metric=given["metric"],
-        ablation=given["ablation"],
+        ablation=one_of(ABLATIONS, given["ablation"], "--ablation"),
         noise_scale=given["noise_scale"],
         group=given["group"],
         layers=None if given["layers"] is None else numbers_of(given["layers"], "--layers"),

@@ -5,13 +5,15 @@ Used as annotations: `def mask(ctx: typer.Context, model: Model, seed: Seed = 0,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from patchkit.errors import InputError
 
+Choice = TypeVar("Choice", bound=str)
 _MODEL, _DATA, _RUN = "Model", "Data", "Run"
 
 Model = Annotated[
@@ -90,6 +92,14 @@ def words_of(text: str, option: str) -> tuple[str, ...]:
     if not words:
         raise InputError(f"{option} is empty; expected names separated by commas")
     return words
+
+
+def one_of(known: Sequence[Choice], value: str, option: str) -> Choice:
+    """The member of `known` that an option names."""
+    for choice in known:
+        if choice == value:
+            return choice
+    raise InputError(f"{option} {value}: expected one of: {', '.join(known)}")
 
 
 def numbers_of(text: str, option: str) -> tuple[int, ...]:

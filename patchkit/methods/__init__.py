@@ -5,6 +5,8 @@ from patchkit.methods._mask_layout import Layout as Layout
 from patchkit.methods._mask_objective import Objective as Objective
 from patchkit.methods._mask_prepare import mask_cost as mask_cost
 from patchkit.methods._mask_train import Schedule as Schedule
+from patchkit.methods._node_options import ABLATIONS as ABLATIONS
+from patchkit.methods._node_options import DIRECTIONS as DIRECTIONS
 from patchkit.methods._node_options import NodeOptions as NodeOptions
 from patchkit.methods.activation_patching import SetEffects as SetEffects
 from patchkit.methods.activation_patching import patch_nodes as patch_nodes

@@ -73,7 +73,13 @@ class Attribution:
 
         def score(logits: Tensor) -> Tensor:
             # The reference is the base run itself, which is this very run.
-            return batch.score(metric, logits, logits.detach())
+            values = batch.score(metric, logits, logits.detach())
+            if not values.requires_grad:
+                raise InputError(
+                    f"metric '{metric.name}' has no gradient (an argmax or a comparison has none); use one that changes "
+                    "smoothly with the logits, or `patchkit patch`, which needs none"
+                )
+            return values
 
         found = reduce_gradients(
             model,
@@ -151,8 +157,8 @@ def attribute(
         every mean: c(n) of the paper.
 
     Raises:
-        InputError: a node, position or metric that does not exist, pairs that do not align, KL as the metric, GradDrop
-            on a model of one layer.
+        InputError: a node, position or metric that does not exist, pairs that do not align, KL as the metric or one
+            whose gradient is absent or not finite, GradDrop on a model of one layer.
     """
     if method not in METHODS:
         raise InputError(f"method '{method}' is not known; expected one of: {', '.join(METHODS)}")
@@ -175,6 +181,13 @@ def attribute(
     )
     if "reference" in asked.metric.needs and not bool(found["magnitude"].nan_to_num(0.0).any()):
         raise InputError(_flat(asked.metric.name))
+    wrong = (~found["signed"][:, asked.ids].isfinite()).nonzero()
+    if len(wrong):
+        pair, node = pairs[int(wrong[0, 0])].id, asked.grid.name(int(asked.ids[wrong[0, 1]]))
+        raise InputError(
+            f"the gradient of metric '{asked.metric.name}' is not finite at node '{node}' of pair {pair!r}; check the "
+            "metric at the base run, or give another dtype"
+        )
     unasked = torch.ones(len(asked.grid), dtype=torch.bool)
     unasked[asked.ids] = False
     cost = program.cost(model.dims, items).forwards / sum(program.tokens(item) for item in items)
