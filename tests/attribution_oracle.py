@@ -1,4 +1,7 @@
-"""AtP and AtP* the slow way: one pair at a time, plain autograd, detached forwards and triple loops, no padding."""
+"""AtP and AtP* the slow way: one pair at a time, plain autograd, detached forwards and triple loops, no padding.
+
+`check_estimates` is the comparison that the tests of attribution must pass, and those of mutations must make fail.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchkit.data import Pair
+from patchkit.data import Pair, read_places
+from patchkit.methods._node_options import NodeOptions
+from patchkit.methods.attribution import Method, attribute
 from patchkit.model import NodeGrid
+from patchkit.results.scores import Scores
 from tests import oracles
-from tests.node_oracle import prompts
+from tests.comparisons import agree, pair
+from tests.node_oracle import GROUP, kinds_of, prompts
 
 Gradients = dict[tuple[str, int], Tensor]
 
@@ -53,26 +60,19 @@ def linear(kind: str, own: Tensor, other: Tensor, gradient: Tensor) -> Tensor:
     return product.sum(-1) if product.ndim == 3 else product.sum(-1, keepdim=True)
 
 
-def _softmax_of(scores: Sequence[Tensor]) -> list[Tensor]:
-    top = max(float(score) for score in scores)
-    raised = [torch.exp(score - top) for score in scores]
-    total = sum(raised)
-    return [value / total for value in raised]
-
-
 def probabilities(hf: PreTrainedModel, layer: int, query: Tensor, keys: Tensor, position: int) -> Tensor:
-    """One head's attention from one position over all keys, by a loop over the keys it sees."""
+    """One head's attention from one position over all keys."""
     config = hf.config
     scale = getattr(config, "query_pre_attn_scalar", query.shape[-1]) ** -0.5
     cap = getattr(config, "attn_logit_softcapping", None)
     far = oracles.window_of(config, layer) or len(keys)
-    seen = [t for t in range(len(keys)) if 0 <= position - t < far]
-    scores = [query @ keys[t] * scale for t in seen]
+    first = max(0, position - far + 1)
+    scores = keys[first : position + 1] @ query * scale
     if cap is not None:
-        scores = [cap * torch.tanh(score / cap) for score in scores]
+        scores = cap * torch.tanh(scores / cap)
+    raised = torch.exp(scores - scores.max())
     pattern = torch.zeros(len(keys), dtype=keys.dtype)
-    for t, value in zip(seen, _softmax_of(scores), strict=True):
-        pattern[t] = value
+    pattern[first : position + 1] = raised / raised.sum()
     return pattern
 
 
@@ -145,7 +145,9 @@ def estimates(
         for layer in range(layers):
             scores = []
             for gradients in runs:
-                if kind in ("q", "k") and method in ("atp-qk", "atp-star"):
+                fixed = kind in ("q", "k") and method in ("atp-qk", "atp-star")
+                together = [fixed and kind == "k" and len(tokens) > 1 for tokens in covered]
+                if fixed and not all(together):
                     by_token = qk_fixed(hf, kind, layer, own, other, gradients["z", layer])
                 else:
                     by_token = linear(kind, own[kind, layer], other[kind, layer], gradients[kind, layer])
@@ -154,15 +156,41 @@ def estimates(
                         [part.sum(-1) for part in by_token.split(grid.group, dim=-1)], dim=-1
                     )
                 by_place = [sum(by_token[t] for t in tokens) for tokens in covered]
-                if kind == "k" and method in ("atp-qk", "atp-star"):
-                    for place, tokens in enumerate(covered):
-                        if len(tokens) > 1:
-                            by_place[place] = keys_fixed_together(
-                                hf, layer, own, other, gradients["z", layer], tokens
-                            )
+                for place, tokens in enumerate(covered):
+                    if together[place]:
+                        # Several keys are patched at once: their effects are no sum over tokens.
+                        z_gradient = gradients["z", layer]
+                        by_place[place] = keys_fixed_together(hf, layer, own, other, z_gradient, tokens)
                 scores.append(torch.stack(by_place))
             stacked = torch.stack(scores)
             factor = layers / (layers - 1) if len(drops) > 1 and kind not in STREAM else 1.0
             signed.append((stacked.mean(0) * factor).flatten())
             magnitude.append((stacked.abs().mean(0) * factor).flatten())
     return torch.cat(signed), torch.cat(magnitude)
+
+
+def check_estimates(
+    family: str,
+    pairs: Sequence[Pair],
+    method: Method,
+    dtype: torch.dtype = torch.float64,
+    kinds: Sequence[str] = (),
+    tolerance: float | None = None,
+    **options: object,
+) -> Scores:
+    """Signed estimates and magnitudes of every node of a family, pair by pair, against the oracle."""
+    model, twin = pair(family, dtype)
+    kinds = tuple(kinds) or kinds_of(model)
+    asked = NodeOptions(nodes=kinds, group=GROUP if "neuron" in kinds else 1, **options)  # type: ignore[arg-type]
+    scores = attribute(model, pairs, asked, method)
+    tolerance = tolerance or (1e-12 if dtype == torch.float64 else 1e-5)
+    covered = read_places(asked.positions, pairs).covered
+    for row, each in enumerate(pairs):
+        expected = estimates(twin, each, covered[row], scores.grid, asked.direction, method)
+        for name, found, wanted in zip(
+            ("estimate", "magnitude"), (scores.effects, scores.magnitudes), expected, strict=True
+        ):
+            for kind, part in scores.grid.split(found[row]).items():
+                what = f"{method} {name} of {kind} in pair {each.id}"
+                agree(part, scores.grid.split(wanted)[kind], what, tolerance)
+    return scores
