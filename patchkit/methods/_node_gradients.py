@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from patchkit.methods._qk_fix import key_effects, keys_together, probability_gradient, query_effects
+from patchkit.methods._qk_fix import Effects, key_effects, keys_together, probability_gradient, query_effects
 from patchkit.model import KINDS, NodeGrid, Site
 from patchkit.tracing.gradients import LayerGradients
 
@@ -34,22 +34,14 @@ class NodeReduction:
 
     def __call__(self, layer: LayerGradients) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for kind in self.grid.kinds:
-            if Site(kind, layer.layer) not in self.put_in:
-                continue
-            fixed = self.qk_fix and kind in ("q", "k")
-            gradients = layer.gradients["z" if fixed else kind]
-            signed: Tensor | None = None
-            magnitude: Tensor | None = None
-            drops = 0
-            for weight, gradient in gradients:
-                score = self._fixed(kind, layer, gradient) if fixed else self._linear(kind, layer, gradient)
-                signed = weight * score if signed is None else signed + weight * score
-                size = weight * score.abs()
-                magnitude = size if magnitude is None else magnitude + size
-                drops += weight
-            assert signed is not None and magnitude is not None
-            found[f"signed.{kind}"], found[f"magnitude.{kind}"] = signed / drops, magnitude / drops
+        here = [kind for kind in self.grid.kinds if Site(kind, layer.layer) in self.put_in]
+        fixed = [kind for kind in here if self.qk_fix and kind in ("q", "k")]
+        for kind in here:
+            if kind not in fixed:
+                scores = ((weight, self._linear(kind, layer, g)) for weight, g in layer.gradients[kind])
+                found |= _mean_over_drops(kind, scores)
+        if fixed:
+            found |= self._fixed(fixed, layer)
         return found
 
     def _linear(
@@ -66,29 +58,46 @@ class NodeReduction:
                 return self._by_place(kind, product.sum(-1, keepdim=True))
         return self._by_place(kind, product.sum(-1))
 
-    def _fixed(
-        self, kind: str, layer: LayerGradients, z_gradient: Tensor
-    ) -> Float[Tensor, "pairs places units"]:
-        """Exact up to the softmax, linear after it; with a dropped gradient at z it is AtP*'s combination of both."""
+    def _fixed(self, kinds: Sequence[str], layer: LayerGradients) -> dict[str, Tensor]:
+        """Exact up to the softmax, linear after it; with dropped gradients at z it is AtP*'s combination of both."""
+        values = _precise(layer.values["v"])
+        effects = {kind: self._effects(kind, layer) for kind in kinds}
+        scores: dict[str, list[tuple[int, Tensor]]] = {kind: [] for kind in kinds}
+        for weight, z_gradient in layer.gradients["z"]:
+            gradient = probability_gradient(_precise(z_gradient), values)
+            for kind in kinds:
+                scores[kind].append((weight, effects[kind](gradient)))
+        found: dict[str, Tensor] = {}
+        for kind in kinds:
+            found |= _mean_over_drops(kind, scores[kind])
+        return found
+
+    def _effects(self, kind: str, layer: LayerGradients) -> Effects:
+        """From the gradient at the probabilities to the effects of a kind's nodes, `[pairs, places, units]`."""
         attention = layer.attention
         assert attention is not None
-        queries, keys, values = (_precise(layer.values[name]) for name in ("q", "k", "v"))
-        gradient = probability_gradient(_precise(z_gradient), values)
+        queries, keys = (_precise(layer.values[name]) for name in ("q", "k"))
         patched = _precise(self.put_in[Site(kind, layer.layer)].to(queries.device))
         if kind == "q":
-            return self._by_place(kind, query_effects(patched, queries, keys, attention, gradient))
+            of_query = query_effects(patched, queries, keys, attention)
+            return lambda gradient: self._by_place(kind, of_query(gradient))
         cover = self.cover.to(queries.device)
         several = (cover.sum(-1) > 1).any(0)
-        if bool(several.all()):
-            places = [
-                keys_together(patched, queries, keys, cover[:, place], attention, gradient)
-                for place in range(cover.shape[1])
-            ]
-            return torch.stack(places, dim=1)
-        scores = self._by_place(kind, key_effects(patched, queries, keys, attention, gradient))
-        for place in several.nonzero()[:, 0].tolist():
-            scores[:, place] = keys_together(patched, queries, keys, cover[:, place], attention, gradient)
-        return scores
+        together = {
+            place: keys_together(patched, queries, keys, cover[:, place], attention)
+            for place in several.nonzero()[:, 0].tolist()
+        }
+        alone = None if bool(several.all()) else key_effects(patched, queries, keys, attention)
+
+        def effects(gradient: Tensor) -> Tensor:
+            if alone is None:
+                return torch.stack([together[place](gradient) for place in range(cover.shape[1])], dim=1)
+            scores = self._by_place(kind, alone(gradient))
+            for place, of_keys in together.items():
+                scores[:, place] = of_keys(gradient)
+            return scores
+
+        return effects
 
     def _by_place(self, kind: str, by_token: Tensor) -> Float[Tensor, "pairs places units"]:
         """Dot products are added up over a place's tokens before any absolute value is taken."""
@@ -99,6 +108,14 @@ class NodeReduction:
         # Padding columns belong to no place, but an activation there may be anything, even NaN times zero.
         real = self.cover.any(1).to(by_token.device)[..., None]
         return torch.einsum("bpt,btu->bpu", self.cover.to(by_token), by_token.masked_fill(~real, 0.0))
+
+
+def _mean_over_drops(kind: str, scores: Iterable[tuple[int, Tensor]]) -> dict[str, Tensor]:
+    """`signed` and `magnitude` from the estimates of each gradient and the number of drops that it stands for."""
+    terms = [(weight, weight * score) for weight, score in scores]
+    drops = sum(weight for weight, _ in terms)
+    weighted = torch.stack([term for _, term in terms])
+    return {f"signed.{kind}": weighted.sum(0) / drops, f"magnitude.{kind}": weighted.abs().sum(0) / drops}
 
 
 def _precise(value: Tensor) -> Tensor:

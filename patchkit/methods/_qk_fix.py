@@ -15,16 +15,23 @@ of score (i, t), and p'_it the probability that it leads to, the other probabili
 A key node that covers several tokens is patched at all of them at once, which is no longer a sum over tokens: moving
 all keys alike moves no attention at all. There the whole pattern is recomputed.
 
+What does not depend on g is computed once: each function here gives one of g, which GradDrop calls for every drop.
+
 Shapes: queries `[batch, query, head, d]`, keys and values `[batch, key, kv_head, d]`, gradients of z as queries.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchkit.tracing.gradients import Attention
+
+#: From the gradient at the probabilities, `[batch, head, query, key]`, to effects.
+Effects = Callable[[Tensor], Tensor]
 
 
 def probability_gradient(
@@ -49,12 +56,11 @@ def query_effects(
     queries: Float[Tensor, "batch query head d"],
     keys: Float[Tensor, "batch key kv_head d"],
     attention: Attention,
-    gradient: Float[Tensor, "batch head query key"],
-) -> Float[Tensor, "batch query head"]:
-    """Effect of putting in the patched query, for each query position and head on its own."""
+) -> Effects:
+    """Effect of putting in the patched query, for each query position and head on its own: `[batch, query, head]`."""
     before = _softmax(attention_scores(queries, keys, attention), attention)
-    after = _softmax(attention_scores(patched, keys, attention), attention)
-    return ((after - before) * gradient).sum(-1).transpose(1, 2)
+    change = _softmax(attention_scores(patched, keys, attention), attention) - before
+    return lambda gradient: (change * gradient).sum(-1).transpose(1, 2)
 
 
 def key_effects(
@@ -62,17 +68,41 @@ def key_effects(
     queries: Float[Tensor, "batch query head d"],
     keys: Float[Tensor, "batch key kv_head d"],
     attention: Attention,
-    gradient: Float[Tensor, "batch head query key"],
-) -> Float[Tensor, "batch key kv_head"]:
-    """Effect of putting in the patched key, for each key position and KV head on its own; summed over a group's heads.
+) -> Effects:
+    """Effect of putting in the patched key, for each key position on its own, summed over the heads that share it:
+    `[batch, key, kv_head]`.
 
     A soft-capped score is not linear in the key, so D is the difference of the capped scores themselves.
     """
     scores = attention_scores(queries, keys, attention)
     change = attention_scores(queries, patched, attention) - scores
-    effects = _one_score_changed(scores, change, gradient, attention).sum(-2)
+    allowed = attention.allowed[:, None]
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    log_p = scores.log_softmax(-1)
+    p = log_p.exp()
+
+    # Of the largest probability, 1 - p and g - r would cancel where the softmax is saturated; they are taken from the
+    # scores of the others instead. No other probability exceeds 1/2.
+    top = torch.zeros_like(allowed.expand(scores.shape)).scatter(-1, scores.argmax(-1, keepdim=True), True)
+    others = scores.masked_fill(top, -torch.inf)
+    log_others = others.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)
+    rest = others.softmax(-1).nan_to_num(0.0)
+    not_p = 1 - p.masked_fill(top, 0.0)
+    log_not_p = torch.where(top, log_others, torch.log(not_p))
+
+    # A query that sees one key has nothing to move its attention to.
+    still = (log_not_p == -torch.inf) | ~allowed
+    moved = _moved(log_p, log_not_p.masked_fill(still, 0.0), change, p).masked_fill(still, 0.0)
+    # Of the others g - r is (g - mean) / (1 - p); of the top it is taken as it is, and its not_p is 1.
+    moved = moved / not_p
     kv_heads = keys.shape[2]
-    return effects.unflatten(1, (kv_heads, -1)).sum(2).transpose(1, 2)
+
+    def effects(gradient: Tensor) -> Tensor:
+        mean, beside = ((weight * gradient).sum(-1, keepdim=True) for weight in (p, rest))
+        at_key = (moved * (gradient - torch.where(top, beside, mean))).sum(-2)
+        return at_key.unflatten(1, (kv_heads, -1)).sum(2).transpose(1, 2)
+
+    return effects
 
 
 def keys_together(
@@ -81,37 +111,13 @@ def keys_together(
     keys: Float[Tensor, "batch key kv_head d"],
     where: Bool[Tensor, "batch key"],
     attention: Attention,
-    gradient: Float[Tensor, "batch head query key"],
-) -> Float[Tensor, "batch kv_head"]:
-    """Effect of putting in the patched keys at several tokens at once, for each KV head."""
+) -> Effects:
+    """Effect of putting in the patched keys at several tokens at once: `[batch, kv_head]`."""
     before = _softmax(attention_scores(queries, keys, attention), attention)
     changed = torch.where(where[..., None, None], patched, keys)
-    after = _softmax(attention_scores(queries, changed, attention), attention)
-    effects = ((after - before) * gradient).sum((-2, -1))
-    return effects.unflatten(1, (keys.shape[2], -1)).sum(-1)
-
-
-def _one_score_changed(scores: Tensor, change: Tensor, gradient: Tensor, attention: Attention) -> Tensor:
-    """sum_j (p'_ij - p_ij) g_ij when score (i, t) alone changes, for every i and t: `[batch, head, query, key]`."""
-    allowed = attention.allowed[:, None]
-    scores = scores.masked_fill(~allowed, -torch.inf)
-    log_p = scores.log_softmax(-1)
-    p = log_p.exp()
-    mean = (p * gradient).sum(-1, keepdim=True)
-
-    # Of the largest probability, 1 - p and g - r would cancel where the softmax is saturated; they are taken from the
-    # scores of the others instead. No other probability exceeds 1/2.
-    top = torch.zeros_like(allowed.expand(scores.shape)).scatter(-1, scores.argmax(-1, keepdim=True), True)
-    others = scores.masked_fill(top, -torch.inf)
-    log_others = others.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)
-    rest = (others.softmax(-1).nan_to_num(0.0) * gradient).sum(-1, keepdim=True)
-    log_not_p = torch.where(top, log_others, torch.log1p(-p.masked_fill(top, 0.0)))
-    beyond = torch.where(top, gradient - rest, (gradient - mean) / (1 - p.masked_fill(top, 0.0)))
-
-    # A query that sees one key has nothing to move its attention to.
-    alone = log_not_p == -torch.inf
-    moved = _moved(log_p, log_not_p.masked_fill(alone, 0.0), change, p)
-    return (moved * beyond).masked_fill(alone | ~allowed, 0.0)
+    change = _softmax(attention_scores(queries, changed, attention), attention) - before
+    kv_heads = keys.shape[2]
+    return lambda gradient: (change * gradient).sum((-2, -1)).unflatten(1, (kv_heads, -1)).sum(-1)
 
 
 def _moved(log_p: Tensor, log_not_p: Tensor, change: Tensor, p: Tensor) -> Tensor:

@@ -107,15 +107,15 @@ class Attribution:
         above = dims.n_layers - lowest
         passes = 3.0 + (1.0 if self.replacement.needs_own else 0.0)
         extra = above * (above - 1) / 2 / dims.n_layers if self.grad_drop else 0.0
-        fixed = sum(self.qk_fix and site.kind in ("q", "k") for site in self.sites)
-        # Scores of T keys against T queries for the patched and the own run, and the gradient: three products.
+        fixed = [site.layer for site in self.sites if self.qk_fix and site.kind in ("q", "k")]
+        # Products of T keys with T queries: the own and the patched run's scores, and the gradient for every drop.
+        products = 2 * len(fixed) + len(set(fixed)) * (dims.n_layers if self.grad_drop else 1)
         layer = (
             2 * dims.d_model * (dims.n_heads + dims.n_kv_heads) * dims.d_head + 3 * dims.d_model * dims.d_mlp
         )
-        drops = dims.n_layers if self.grad_drop else 1
-        scores = sum(self.tokens(item) ** 2 for item in items) * 3 * dims.n_heads * dims.d_head
+        scores = sum(self.tokens(item) ** 2 for item in items) * dims.n_heads * dims.d_head
         kept = tokens * len(self.sites) * dims.d_model * 4 * 2
-        return Cost(tokens * (passes + extra) + fixed * drops * scores / (layer * dims.n_layers), kept)
+        return Cost(tokens * (passes + extra) + products * scores / (layer * dims.n_layers), kept)
 
     def _flat(self, layers: Mapping[int, dict[str, Tensor]], name: str, pairs: int) -> Tensor:
         """The layers' tensors as `[pairs, nodes]`."""
