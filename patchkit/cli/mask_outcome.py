@@ -19,7 +19,7 @@ def begin_mask(run: RunDir, model: PatchModel, options: MaskOptions, seed: int) 
     """Notes the model and what mask values mean."""
     begin(
         run,
-        model,
+        [model],
         seed,
         metric=f"accuracy of the target; trained on {options.objective.loss}",
         direction="noise",

@@ -22,7 +22,7 @@ def begin_nodes(run: RunDir, model: PatchModel, options: NodeOptions) -> None:
     """Notes the model and the convention of the numbers."""
     begin(
         run,
-        model,
+        [model],
         options.seed,
         metric=options.metric,
         direction=options.direction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchkit.cli.console import give, hush_loading, say
@@ -40,11 +40,15 @@ def open_model(
     return model
 
 
-def begin(run: RunDir, model: PatchModel, seed: int, **fields: Any) -> None:
-    """Notes the model, and what the numbers will mean, before the work."""
+def begin(run: RunDir, models: Sequence[PatchModel], seed: int, **fields: Any) -> None:
+    """Notes the models, and what the numbers will mean, before the work."""
     from patchkit.results.manifest import ModelRef
 
-    reference = ModelRef(id=model.name, revision=model.revision, fingerprint=model.fingerprint())
+    reference = ModelRef(
+        id=", ".join(model.name for model in models),
+        revision=models[0].revision if len(models) == 1 else None,
+        fingerprint=", ".join(model.fingerprint() for model in models),
+    )
     run.record(model=reference, seed=seed, **fields)
 
 

@@ -130,8 +130,8 @@ def check_metric(values: Tensor, rows: int, name: str = "metric") -> Float[Tenso
     if not values.is_meta and not bool(values.isfinite().all()):
         row = int((~values.isfinite()).nonzero()[0])
         raise InputError(
-            f"metric {name!r} is {float(values[row].detach())} in row {row}; expected a finite number: check the metric, the "
-            "model's dtype and the prompts"
+            f"metric {name!r} is {float(values[row].detach())} in row {row}; expected a finite number: check the "
+            "metric, the model's dtype and the prompts"
         )
     return values
 

@@ -37,7 +37,7 @@ class _Frozen(BaseModel):
 
 
 class ModelRef(_Frozen):
-    """Which model a run used."""
+    """Which model a run used; of several, what is said of each is joined by commas."""
 
     id: str = Field(description="embedded name, directory or hub name, as given")
     revision: str | None = Field(default=None, description="hub commit, when the model came from the hub")
