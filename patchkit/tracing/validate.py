@@ -2,7 +2,8 @@
 
 A wrong path, a wrong head order or a renamed module would otherwise give plausible, wrong numbers. The checks use the
 model's own arithmetic: padding changes nothing, the residual stream adds up, the heads recompose to the attention's
-output through W_O and the neurons to the MLP's, and writing each kind of site changes what comes after it.
+output through W_O and the neurons to the MLP's, writing each kind of site changes what comes after it, and a run that
+restarts in the middle ends like a whole one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from patchkit.errors import InputError
 from patchkit.model import KINDS, PatchModel, Site
 from patchkit.tracing.capture import Captured, capture
 from patchkit.tracing.patch import Patch, run_patched
+from patchkit.tracing.restart import Swap, compute_base, run_swapped
 
 #: For each kind, the next site of the layer that must change when it is written.
 _SEEN_BY = {
@@ -79,6 +81,7 @@ def validate(model: PatchModel) -> None:
             _check_heads(model, run, layer)
             _check_neurons(model, run, layer)
         _check_writes(model, kinds, prompt)
+        _check_restarts(model, prompt)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -235,6 +238,30 @@ def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> Non
         if not waiting:
             return
     _refuse(model, f"writing '{waiting[0]}' changes '{_SEEN_BY[waiting[0]]}' at no layer")
+
+
+def _check_restarts(model: PatchModel, prompt: list[int]) -> None:
+    """A run that restarts in the middle must end as one that does not: blocks may be skipped, keys reused, and the last
+    layer run on the last token alone."""
+    batch, last = Batch.from_ids([prompt], pad_id=model.pad_id), model.dims.n_layers - 1
+    cases = [
+        (Site(kind, layer), column) for kind in ("resid_pre", "z") for layer, column in ((0, 4), (last, 7))
+    ]
+    sites = [site for site, _ in cases]
+    base = compute_base(model, batch, sites, behind_attention=sorted({0, last}))
+    rows = torch.arange(len(cases))
+    patches, restarted = [], []
+    for row, (site, column) in enumerate(cases):
+        values = -base.own[site]
+        patches.append(Patch(site, values[:, column], rows[row : row + 1], torch.tensor([column])))
+        where = torch.zeros(1, len(prompt), KINDS[site.kind].count(model.dims), dtype=torch.bool)
+        where[:, column] = True
+        swap = Swap(site, where, values)
+        restarted.append(run_swapped(model, base, rows[:1], [swap], layer=site.layer, start=column))
+    whole = run_patched(model, Batch.from_ids([prompt] * len(cases), pad_id=model.pad_id), patches).logits
+    for row, (site, _) in enumerate(cases):
+        what = f"a run that restarts at {site} ends differently from a whole one (does a block keep state?)"
+        _agree(model, restarted[row][0], whole[row], what)
 
 
 def _moved(found: Tensor, before: Tensor) -> bool:
