@@ -20,7 +20,7 @@ from patchkit.data import Metric, Pair, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._node_options import Asked, NodeOptions, ask
 from patchkit.methods._pair_batch import PairBatch
-from patchkit.methods._replacements import Replacement, replacement
+from patchkit.methods._replacements import Replacement, journal_key, replacement
 from patchkit.methods._set_rows import SetItem, lay_out, restarts, site_masks
 from patchkit.model import Dims, NodeGrid, PatchModel
 from patchkit.results.scores import Scores
@@ -289,7 +289,7 @@ def _run(
         max(i.sets for i in items),
         options.max_batch_tokens,
     )
-    journal = None if checkpoint is None else Journal(checkpoint, f"{label} {options} {len(items)}")
+    journal = None if checkpoint is None else Journal(checkpoint, journal_key(label, model, asked, made))
     return run_program(
         program,
         model,
