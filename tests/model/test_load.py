@@ -434,6 +434,16 @@ def test_a_module_that_is_no_model_is_refused() -> None:
         load(nn.Linear(2, 2))
 
 
+def test_an_mlp_that_reads_other_tokens_is_refused() -> None:
+    """A patched run restarts at its token, and would leave out what the tokens before it read of it."""
+    model: Any = build("gpt2")
+    for block in model.transformer.h:
+        plain = block.mlp.forward
+        block.mlp.forward = lambda x, plain=plain: plain(x + torch.cat([x[:, 1:], x[:, -1:]], 1))
+    with pytest.raises(InputError, match="a run that restarts at .* ends differently from a whole one"):
+        load(model)
+
+
 def test_a_precision_that_overflows_is_refused(tmp_path: Path) -> None:
     """Eager attention in float64 adds the smallest float64 and takes the softmax in float32: padding becomes NaN."""
     model = build("gemma2-post-norms-softcap", dtype=torch.float64)
