@@ -16,16 +16,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _measure import machine, ratio, seconds, show, write
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -191,14 +187,6 @@ class Plain:
         return torch.cat([self.heads.detach().flatten(), self.mlps.detach()])
 
 
-def seconds(step: Step, times: int) -> float:
-    """CPU seconds of one step, over so many."""
-    start = time.process_time()
-    for _ in range(times):
-        step()
-    return (time.process_time() - start) / times
-
-
 def measure(repetitions: int, steps: int) -> dict[str, list[float]]:
     """CPU seconds a step, one number a repetition, for each of the three."""
     module, triples = build()
@@ -219,31 +207,6 @@ def measure(repetitions: int, steps: int) -> dict[str, list[float]]:
         found["reuse"].append(seconds(reuse.step, steps))
         found["full"].append(seconds(full.step, 1))
     return found
-
-
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratios, repetition by repetition."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"median": round(middle, 3), "lower_quartile": round(low, 3), "upper_quartile": round(high, 3)}
-
-
-def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads_used": torch.get_num_threads(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def main() -> None:
@@ -275,14 +238,11 @@ def main() -> None:
         "bars": {"full / reuse": f">= {AT_LEAST:g}", "reuse / plain": f"<= {AT_MOST:g}"},
         "machine": machine(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, options.out)
     for name, milliseconds in result["milliseconds"].items():
         print(f"{name:<16}{milliseconds:>9.2f} ms a step")
     for name, spread in ratios.items():
-        bar = result["bars"][name]
-        quartiles = f"({spread['lower_quartile']:.2f} to {spread['upper_quartile']:.2f})"
-        print(f"{name:<16}{spread['median']:>9.2f}  {quartiles}  {bar}")
+        show(name, spread, result["bars"][name])
 
 
 if __name__ == "__main__":
