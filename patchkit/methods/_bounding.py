@@ -43,7 +43,7 @@ def bound(
         InputError: alpha outside 0 to 1, or scores of other pairs or options.
     """
     asked = ask(model, pairs, options)
-    check_same_run(scores, pairs, options)
+    check_same_run(scores, asked)
     chosen = replace(draws or BoundOptions(), alpha=alpha, seed=options.seed)
     verified = [node.number for node in scores.verification.nodes] if scores.verification else []
     order = scores.order()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchkit.data import Pair
 from patchkit.errors import InputError
-from patchkit.methods._node_options import NodeOptions, ask
+from patchkit.methods._node_options import Asked, NodeOptions, ask
 from patchkit.methods._replacements import replacement
 from patchkit.methods.activation_patching import exact_scores
 from patchkit.model import NodeGrid, PatchModel
@@ -48,12 +48,13 @@ def stratified_sample(strata: Sequence[str], n: int, generator: torch.Generator)
     return torch.tensor(rounds[:n], dtype=torch.long)
 
 
-def check_same_run(scores: Scores, pairs: Sequence[Pair], options: NodeOptions) -> None:
-    """Raises InputError unless the scores are of these pairs, in this order, and of these options' convention."""
-    if scores.pair_ids != tuple(pair.id for pair in pairs) or scores.convention != options.convention:
+def check_same_run(scores: Scores, asked: Asked) -> None:
+    """Raises InputError unless the scores are of these pairs, in this order, and of these options' convention and grid."""
+    same = scores.pair_ids == tuple(pair.id for pair in asked.pairs) and scores.grid == asked.grid
+    if not same or scores.convention != asked.options.convention:
         raise InputError(
-            "the scores to check are of other pairs or of another convention than the options given; pass the pairs "
-            "and options that `attribute` was called with"
+            "the scores to check are of other pairs or nodes, or of another convention than the options given; pass the "
+            "pairs and options that `attribute` was called with"
         )
 
 
@@ -83,7 +84,7 @@ def verify(
     if sample is not None and sample < 0:
         raise InputError(f"sample: expected at least 0 nodes, found {sample}")
     asked = ask(model, pairs, options)
-    check_same_run(scores, pairs, options)
+    check_same_run(scores, asked)
     order = scores.order()
     top, rest = order[:k], order[k:]
     generator = torch.Generator().manual_seed(options.seed)
