@@ -49,7 +49,7 @@ def stratified_sample(strata: Sequence[str], n: int, generator: torch.Generator)
 
 
 def check_same_run(scores: Scores, asked: Asked) -> None:
-    """Raises InputError unless the scores are of these pairs, in this order, and of these options' convention and grid."""
+    """Raises InputError unless the scores are of these pairs, in this order, and of this grid and convention."""
     same = scores.pair_ids == tuple(pair.id for pair in asked.pairs) and scores.grid == asked.grid
     if not same or scores.convention != asked.options.convention:
         raise InputError(
