@@ -185,6 +185,7 @@ def check_estimates(
     scores = attribute(model, pairs, asked, method)
     tolerance = tolerance or (1e-12 if dtype == torch.float64 else 1e-5)
     covered = read_places(asked.positions, pairs).covered
+    sizes = []
     for row, each in enumerate(pairs):
         expected = estimates(twin, each, covered[row], scores.grid, asked.direction, method)
         for name, found, wanted in zip(
@@ -193,4 +194,6 @@ def check_estimates(
             for kind, part in scores.grid.split(found[row]).items():
                 what = f"{method} {name} of {kind} in pair {each.id}"
                 agree(part, scores.grid.split(wanted)[kind], what, tolerance)
+        sizes.append(expected[1])
+    agree(scores.mean_abs(), torch.stack(sizes).mean(0), f"{method} mean magnitude over pairs", tolerance)
     return scores
