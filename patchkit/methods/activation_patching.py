@@ -172,7 +172,8 @@ def exact_scores(
     progress: Progress | None = None,
 ) -> Scores:
     """`patch_nodes` for some of the nodes, with the replacement made."""
-    slices = ids.split(NODES_AN_ITEM)
+    # Of one size, so that slices of a pair come into one batch and share its base run.
+    slices = ids.tensor_split(-(-len(ids) // NODES_AN_ITEM))
     items = [
         SetItem(number, pair, asked.places.covered[number], part, torch.arange(len(part)), len(part))
         for part in slices

@@ -25,7 +25,7 @@ from patchkit.model.access import attention_arguments, canonical, prepare, raw_s
 from patchkit.tracing._inputs import forward_inputs
 
 #: Tokens of one backward through a block: cotangents of small batches are stacked up to this many.
-BATCHED_BACKWARD = 2048
+BATCHED_BACKWARD = 1024
 #: Kinds on the residual stream itself: dropping their own block leaves the skip path, so none of the L drops is zero.
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 
