@@ -120,7 +120,9 @@ def read_table(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"{path}: no such file. Check the path, or run the command that writes it.")
     try:
-        return pq.read_table(io.BytesIO(path.read_bytes()))
+        # Without Arrow's thread pools: a process that ends soon after they were started is aborted by them.
+        file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False)
+        return file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
