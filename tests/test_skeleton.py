@@ -37,7 +37,8 @@ def constraints() -> dict[str, Requirement]:
 
 def third_party(paths: list[Path]) -> set[str]:
     """Top-level modules that files import from outside the standard library and this repository."""
-    ours = {"patchkit", "tests"} | {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    beside = [path.stem for room in ("scripts", "benchmarks") for path in (ROOT / room).glob("*.py")]
+    ours = {"patchkit", "tests", *beside}
     modules = set()
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
