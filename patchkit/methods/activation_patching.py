@@ -247,6 +247,9 @@ def set_effects(
             raise InputError(
                 f"a set holds node {int(nodes.max())}, outside the grid of {len(asked.grid)} nodes"
             )
+    for number in pair_numbers:
+        if not 0 <= number < len(asked.pairs):
+            raise InputError(f"pair number {number}: there are {len(asked.pairs)} pairs, numbered from 0")
     mine: dict[int, list[int]] = {}
     for row, number in enumerate(pair_numbers):
         mine.setdefault(number, []).append(row)

@@ -146,6 +146,9 @@ class _Rows:
         self.behind = self.behind and all(swap.site.kind in BEHIND_ATTENTION for swap in here)
         columns = torch.stack([swap.where.any(2).any(0) for swap in here]).any(0) if here else torch.ones(1)
         self.changed = int(columns.nonzero()[-1]) + 1 - start if self.behind and bool(columns.any()) else 0
+        if layer == model.dims.n_layers - 1:
+            # There is no later stream to take the other columns from.
+            self.changed = self.width - start
 
     def run(self) -> None:
         if self.layer:

@@ -32,7 +32,7 @@ PAIRS = [LONG, SHORT]
 
 @pytest.mark.parametrize("family", DENSE)
 def test_every_node_of_every_family_beside_padding(family: str) -> None:
-    check_sweep(family, PAIRS)
+    check_sweep(family, PAIRS, per_layer=None if family in NAMED else 3)
 
 
 @pytest.mark.parametrize("family", NAMED)
@@ -50,7 +50,8 @@ def test_single_precision_and_single_positions(family: str) -> None:
     dtype = torch.float32
     check_sweep(family, [SHORT], dtype=dtype, per_layer=1)
     check_sweep(family, PAIRS, dtype=dtype, per_layer=2, direction="denoise")
-    check_sweep(family, [LONG, MIDDLE], dtype=dtype, per_layer=1, positions="each")
+    kinds = ("resid_pre", "q_proj", "k", "z", "neuron")
+    check_sweep(family, [LONG, MIDDLE], dtype=dtype, per_layer=1, kinds=kinds, positions="each")
 
 
 @pytest.mark.parametrize("family", ["mistral-window", "gemma3-two-thetas", "qwen2-window-above-layer-0"])
@@ -137,6 +138,9 @@ def test_sets_are_refused_that_are_not_of_the_grid() -> None:
         patch_sets(model, PAIRS, [torch.tensor([0]), torch.tensor([1])], [0], options)
     with pytest.raises(InputError, match="node 3, outside the grid of 3 nodes"):
         patch_sets(model, PAIRS, [torch.tensor([0, 3])], [0], options)
+    for number in (2, -1):
+        with pytest.raises(InputError, match=f"pair number {number}: there are 2 pairs, numbered from 0"):
+            patch_sets(model, PAIRS, [torch.tensor([0])], [number], options)
 
 
 # Which nodes.

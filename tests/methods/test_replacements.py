@@ -22,7 +22,7 @@ from tests.comparisons import agree, pair
 from tests.node_oracle import LONG, MIDDLE, SHORT, exact, prompts
 
 KINDS = ("resid_pre", "k", "z", "neuron", "mlp_out")
-FAMILIES = ("llama-gqa", "gpt2", "gemma2-post-norms-softcap")
+FAMILIES = ("llama-gqa", "gpt2")
 #: The reference set of the mean: three prompts of the length of `LONG`.
 REFERENCE = [
     MIDDLE,
