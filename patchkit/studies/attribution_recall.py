@@ -19,6 +19,7 @@ from patchkit.data import Pair
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
 from patchkit.results.formats import read_model, write_model
+from patchkit.results.manifest import CHECKPOINT
 from patchkit.results.recall import Evidence, Material, NodeClass, RecallSetting, RecallStudy
 from patchkit.runtime import Progress
 from patchkit.studies._recall_material import random_text_pairs, task_of, task_pairs
@@ -84,7 +85,7 @@ def run_recall(
     settings: list[RecallSetting] = []
     for number, cell in enumerate(cells):
         say(f"{cell.model.name}, {cell.material}, {cell.node_class}", number, len(cells))
-        settings.append(_measured(cell, options, out / "checkpoint" / f"setting-{number}.json"))
+        settings.append(_measured(cell, options, out / CHECKPOINT / f"setting-{number}.json"))
     say("done", len(cells), len(cells))
     study = RecallStudy(
         settings=settings,

@@ -17,6 +17,7 @@ from patchkit.errors import InputError
 from patchkit.methods import MaskOptions, learn_mask
 from patchkit.methods.mask_scores import answers_with
 from patchkit.model import PatchModel
+from patchkit.results.manifest import CHECKPOINT
 from patchkit.results.mask import MaskResult
 from patchkit.results.study import FormScores, PromptExample, VariableBindingStudy
 from patchkit.runtime import Progress
@@ -111,7 +112,7 @@ def run_study(
         triples,
         mask_options,
         descriptions=descriptions,
-        checkpoint=out / "checkpoint",
+        checkpoint=out / CHECKPOINT,
         progress=progress,
     )
     result = result.model_copy(update={"excluded": excluded | result.excluded})

@@ -126,6 +126,23 @@ def test_resume_after_an_input_file_changed_is_refused(tmp_path: Path) -> None:
         open_run_dir(tmp_path / "out", "mask", {**OPTIONS, "pairs": pairs}, resume=True)
 
 
+def test_bad_input_found_late_leaves_no_trace_unless_the_run_had_been_interrupted(tmp_path: Path) -> None:
+    """What was finished until then is of the bad input; a run that is gone on with keeps what it had."""
+    out = tmp_path / "out"
+
+    def fails(error: BaseException, resume: bool = False) -> None:
+        with pytest.raises(type(error)), open_run_dir(out, "mask", OPTIONS, resume) as run:
+            run.checkpoint.mkdir(exist_ok=True)
+            (run.checkpoint / "batch.safetensors").write_bytes(b"x")
+            raise error
+
+    fails(InputError("metric is nan"))
+    assert not out.exists()
+    fails(KeyboardInterrupt())
+    fails(InputError("metric is nan"), resume=True)
+    assert (out / "checkpoint" / "batch.safetensors").exists() and read_manifest(out).status == "failed"
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"not empty.*thesis\.tex"):
