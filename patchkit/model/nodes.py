@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
@@ -92,10 +94,18 @@ class NodeGrid:
 
     def start(self, kind: str) -> int:
         """The number of the kind's first node."""
-        return sum(self.size(other) for other in self.kinds[: self.kinds.index(kind)])
+        return int(self._starts[self.kinds.index(kind)])
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        return torch.tensor([0, *accumulate(self.size(kind) for kind in self.kinds)])
+
+    @cached_property
+    def _units(self) -> Tensor:
+        return torch.tensor([self.units(kind) for kind in self.kinds])
 
     def __len__(self) -> int:
-        return sum(self.size(kind) for kind in self.kinds)
+        return int(self._starts[-1])
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """`[..., nodes]` as one tensor a kind, `[..., *shape(kind)]`."""
@@ -111,10 +121,8 @@ class NodeGrid:
 
     def locate(self, ids: Int[Tensor, " n"]) -> Located:
         """Kind, layer, place and unit of each node number."""
-        starts = torch.tensor([self.start(kind) for kind in self.kinds])
-        kind = torch.searchsorted(starts, ids.contiguous(), right=True) - 1
-        within = ids - starts[kind]
-        units = torch.tensor([self.units(name) for name in self.kinds])[kind]
+        kind = torch.searchsorted(self._starts, ids.contiguous(), right=True) - 1
+        within, units = ids - self._starts[kind], self._units[kind]
         return Located(
             kind, within // (units * len(self.places)), within // units % len(self.places), within % units
         )
