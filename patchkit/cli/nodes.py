@@ -165,6 +165,15 @@ def attribute(
             rich_help_panel=_PROOF,
         ),
     ] = None,
+    bound_draws: Annotated[
+        int,
+        typer.Option(
+            "--bound-draws",
+            min=2,
+            help="Random subsets that each unverified node is in, at least: more make the bound tighter.",
+            rich_help_panel=_PROOF,
+        ),
+    ] = 20,
     dtype: Dtype = None,
     device_map: DeviceMap = None,
     attn_implementation: AttnImplementation = None,
@@ -210,6 +219,7 @@ def attribute(
                 scores,
                 options,
                 bound,
+                draws=methods.BoundOptions(min_count=bound_draws),
                 reference=mean_over,
                 progress=_renamed(progress, "bound"),
             )

@@ -16,5 +16,6 @@ from patchkit.methods.attribution import Method as Method
 from patchkit.methods.attribution import attribute as attribute
 from patchkit.methods.desiderata_mask import MaskOptions as MaskOptions
 from patchkit.methods.desiderata_mask import learn_mask as learn_mask
+from patchkit.methods.diagnostics import BoundOptions as BoundOptions
 from patchkit.methods.mask_scores import answers_with as answers_with
 from patchkit.methods.verification import verify as verify

@@ -87,7 +87,8 @@ def attributed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     out = tmp_path_factory.mktemp("attribute") / "run"
     result = run(
         "attribute", "--model", "varbind-llama", "--pairs", files / "good.jsonl", "--nodes", "q,z",
-        "--verify", "5", "--sample", "3", "--bound", "0.1", "--out", out, "--quiet",
+        "--verify", "5", "--sample", "3", "--bound", "0.1", "--bound-draws", "10",
+        "--out", out, "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return out, result
