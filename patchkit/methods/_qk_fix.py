@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from patchkit.tracing.gradients import Attention
+from patchkit.tracing._attention import Attention, attention_scores, per_head
 
 #: From the gradient at the probabilities, `[batch, head, query, key]`, to effects.
 Effects = Callable[[Tensor], Tensor]
@@ -38,17 +38,7 @@ def probability_gradient(
     z_gradient: Float[Tensor, "batch query head d"], values: Float[Tensor, "batch key kv_head d"]
 ) -> Float[Tensor, "batch head query key"]:
     """dJ/dp from dJ/dz, since z = p v; so no attention implementation's own probabilities need be read."""
-    return torch.einsum("bihd,bthd->bhit", z_gradient, _per_head(values, z_gradient))
-
-
-def attention_scores(
-    queries: Float[Tensor, "batch query head d"],
-    keys: Float[Tensor, "batch key kv_head d"],
-    attention: Attention,
-) -> Float[Tensor, "batch head query key"]:
-    """Scaled and, where the model does so, capped scores; not masked."""
-    scores = torch.einsum("bihd,bthd->bhit", queries, _per_head(keys, queries)) * attention.scaling
-    return scores if attention.softcap is None else torch.tanh(scores / attention.softcap) * attention.softcap
+    return torch.einsum("bihd,bthd->bhit", z_gradient, per_head(values, z_gradient))
 
 
 def query_effects(
@@ -136,7 +126,3 @@ def _moved(log_p: Tensor, log_not_p: Tensor, change: Tensor, p: Tensor) -> Tenso
 
 def _softmax(scores: Tensor, attention: Attention) -> Tensor:
     return scores.masked_fill(~attention.allowed[:, None], -torch.inf).softmax(-1)
-
-
-def _per_head(of_kv_heads: Tensor, of_heads: Tensor) -> Tensor:
-    return of_kv_heads.repeat_interleave(of_heads.shape[2] // of_kv_heads.shape[2], dim=2)

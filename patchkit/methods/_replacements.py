@@ -128,5 +128,6 @@ def journal_key(label: str, model: PatchModel, asked: Asked, made: Replacement) 
         said = (pair.id, pair.clean_ids, pair.corrupt_ids, pair.answer_id, pair.wrong_id, covered)
         digest.update(repr(said).encode())
     for site, mean in sorted((made.means or {}).items()):
-        digest.update(f"{site} {mean.double().flatten().tolist()}".encode())
+        digest.update(str(site).encode())
+        digest.update(mean.double().cpu().numpy().tobytes())
     return f"{label} {asked.options} {digest.hexdigest()}"

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchkit.data import Metric, Pair, resolve_metric
+from patchkit.data import Pair, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._node_options import Asked, NodeOptions, ask
 from patchkit.methods._pair_batch import PairBatch
@@ -79,8 +79,9 @@ class PatchSets:
                 mask[:, : restart.start] = False
             swaps = [Swap(site, mask, values[site]) for site, mask in masks.items()]
             logits = run_swapped(model, base, pairs, swaps, layer=restart.layer, start=restart.start)
-            effects[restart.rows] = self._effect(batch, metric, logits, base.logits, base_metric, pairs)
-            work[restart.rows] = self._work(restart.layer, batch.base.width - restart.start)
+            effects[restart.rows] = batch.score(metric, logits, base.logits, pairs).cpu() - base_metric[pairs]
+            above = 1 - restart.layer / self.grid.dims.n_layers
+            work[restart.rows] = (batch.base.width - restart.start) * above
         return self._by_item(items, pair_of, effects, work, base_metric, source_metric, batch)
 
     def cost(self, dims: Dims, items: Sequence[SetItem]) -> Cost:
@@ -96,14 +97,6 @@ class PatchSets:
             width = dims.n_layers * (dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
             kept += 4 * item.tokens * width
         return Cost(forwards, kept)
-
-    def _effect(
-        self, batch: PairBatch, metric: Metric, logits: Tensor, reference: Tensor, base: Tensor, pairs: Tensor
-    ) -> Tensor:
-        return batch.score(metric, logits, reference, pairs).cpu() - base[pairs]
-
-    def _work(self, layer: int, columns: int) -> float:
-        return columns * (self.grid.dims.n_layers - layer) / self.grid.dims.n_layers
 
     def _by_item(
         self,

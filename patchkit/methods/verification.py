@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy.stats import rankdata
 from torch import Tensor
 
 from patchkit.data import Pair
@@ -136,6 +135,9 @@ def _rank_correlation(nodes: Sequence[VerifiedNode]) -> float | None:
     estimates, exact = [node.estimate for node in nodes], [node.exact for node in nodes]
     if len(set(estimates)) < 2 or len(set(exact)) < 2:
         return None
+    # Loading it takes half a second, which every command would wait for and few need.
+    from scipy.stats import rankdata
+
     return float(np.corrcoef(rankdata(estimates), rankdata(exact))[0, 1])
 
 

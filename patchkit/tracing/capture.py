@@ -15,6 +15,7 @@ from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import PatchModel, Site, check_site, in_order
 from patchkit.model.access import attention_arguments, canonical, prepare, raw_site, read_site
+from patchkit.tracing._attention import attention_of, attention_scores
 from patchkit.tracing._inputs import check_columns, forward_inputs, pick_columns
 
 #: Last-position logits `[batch, vocab]` to one number per row.
@@ -129,24 +130,17 @@ def attention_from(
     _checked(model, [Site("q", layer) for layer in ordered])
     inputs = forward_inputs(model, batch)
     mask = inputs["attention_mask"]
-    distance = columns.to(mask.device)[:, None] - torch.arange(mask.shape[1], device=mask.device)
+    rows = torch.arange(len(columns), device=mask.device)
     with torch.no_grad():
         with model.lm.trace(**inputs):
             patterns = []
             for layer in ordered:
-                queries, keys, keywords = attention_arguments(model, layer)
+                queries, keys, _ = attention_arguments(model, layer)
+                attention = attention_of(model, layer, mask)
                 exact = torch.promote_types(queries.dtype, torch.float32)
                 query = pick_columns(queries, columns).to(exact)
-                keys = keys.to(exact).repeat_interleave(model.dims.group, dim=2)
-                scores = torch.einsum("bhd,bthd->bht", query, keys) * keywords["scaling"]
-                cap = keywords.get("softcap")
-                if cap is not None:
-                    scores = torch.tanh(scores / cap) * cap
-                allowed = (mask > 0) & (distance >= 0)
-                window = keywords.get("sliding_window")
-                if window is not None:
-                    allowed = allowed & (distance < window)
-                allowed = allowed.to(scores.device)
+                scores = attention_scores(query[:, None], keys.to(exact), attention)[:, :, 0]
+                allowed = attention.allowed[rows.to(scores.device), columns.to(scores.device)]
                 patterns.append(scores.masked_fill(~allowed[:, None], -torch.inf).softmax(-1))
             patterns = nnsight.save(patterns)
     return dict(zip(ordered, patterns, strict=True))

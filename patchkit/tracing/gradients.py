@@ -15,34 +15,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import nnsight
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import PatchModel, Site, check_site
-from patchkit.model.access import attention_arguments, canonical, prepare, raw_site
+from patchkit.model.access import canonical, prepare, raw_site
+from patchkit.tracing._attention import Attention as Attention
+from patchkit.tracing._attention import attention_of
 from patchkit.tracing._inputs import forward_inputs
 
 #: Tokens of one backward through a block: cotangents of small batches are stacked up to this many.
 BATCHED_BACKWARD = 1024
-#: Kinds on the residual stream itself: dropping their own block leaves the skip path, so none of the L drops is zero.
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-
-
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """How a layer turns queries and keys into probabilities: what its attention function is given.
-
-    Attributes:
-        scaling: of the dot products.
-        softcap: limit of the scores (Gemma-2), or None.
-        allowed: which keys each query sees, `[batch, query, key]`; the diagonal always, so that padding has a softmax.
-    """
-
-    scaling: float
-    softcap: float | None
-    allowed: Bool[Tensor, "batch query key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +108,7 @@ def reduce_gradients(
             calls: dict[int, Attention] = {}
             for site in sorted({*wanted, *(Site("q", layer) for layer in attention)}):
                 if site.kind == "q" and site.layer in attention:
-                    calls[site.layer] = _attention(model, site.layer, inputs["attention_mask"])
+                    calls[site.layer] = attention_of(model, site.layer, inputs["attention_mask"])
                 if site in wanted:
                     raw[site] = raw_site(model, site)
             score = _scored(metric, model.lm.output.logits[:, -1])
@@ -140,19 +125,6 @@ def _scored(metric: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
             "the metric does not depend on the logits in a way that has a gradient; patch exactly instead"
         )
     return score
-
-
-def _attention(model: PatchModel, layer: int, mask: Tensor) -> Attention:
-    queries, _, keywords = attention_arguments(model, layer)
-    width = mask.shape[1]
-    place = torch.arange(width, device=mask.device)
-    distance = place[:, None] - place
-    seen = distance >= 0
-    window = keywords.get("sliding_window")
-    if window is not None:
-        seen = seen & (distance < window)
-    allowed = (seen & (mask > 0)[:, None]) | (distance == 0)
-    return Attention(keywords["scaling"], keywords.get("softcap"), allowed.to(queries.device))
 
 
 class _Backward:

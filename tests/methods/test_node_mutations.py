@@ -26,6 +26,7 @@ from patchkit.tracing import capture, gradients, restart
 from patchkit.tracing.gradients import Attention, LayerGradients
 from patchkit.tracing.restart import Swap
 from tests.attribution_oracle import STREAM, check_estimates
+from tests.comparisons import pair
 from tests.node_oracle import LONG, MIDDLE, SHORT, check_sets, check_sweep
 
 PAIRS = [LONG, SHORT]
@@ -36,6 +37,13 @@ FAMILY = "llama-gqa"
 def refused(check: Callable[..., Any], *args: Any, match: str, **options: Any) -> None:
     with pytest.raises(AssertionError, match=match):
         check(*args, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def opened() -> None:
+    """Models are opened before anything is broken: validation on load would refuse it before the checks here see it."""
+    for family in (FAMILY, "mistral-window", "gemma2-post-norms-softcap"):
+        pair(family, torch.float64)
 
 
 def test_without_a_mistake_the_checks_pass() -> None:
@@ -311,7 +319,7 @@ def test_keys_of_several_tokens_as_a_sum_over_tokens(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("what", ["softcap", "window", "scaling"])
 def test_attention_without_its_details(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gradients._attention
+    right = gradients.attention_of
 
     def wrong(model: PatchModel, layer: int, mask: Tensor) -> Attention:
         given = right(model, layer, mask)
@@ -323,7 +331,7 @@ def test_attention_without_its_details(what: str, monkeypatch: pytest.MonkeyPatc
         }
         return replace(given, **changed[what])
 
-    monkeypatch.setattr(gradients, "_attention", wrong)
+    monkeypatch.setattr(gradients, "attention_of", wrong)
     family = "gemma2-post-norms-softcap"
     for kind in ("q", "k"):
         refused(
@@ -332,12 +340,12 @@ def test_attention_without_its_details(what: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_values_of_another_head_in_the_probabilities_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _qk_fix._per_head
+    right = _qk_fix.per_head
 
     def wrong(of_kv_heads: Tensor, of_heads: Tensor) -> Tensor:
         return of_kv_heads.repeat(1, 1, of_heads.shape[2] // of_kv_heads.shape[2], 1)
 
     assert right(torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 4, 1)).shape == (1, 1, 4, 1)
-    monkeypatch.setattr(_qk_fix, "_per_head", wrong)
+    monkeypatch.setattr(_qk_fix, "per_head", wrong)
     for kind in ("q", "k"):
         refused(check_estimates, FAMILY, PAIRS, "atp-qk", kinds=(kind,), match=f"of {kind}")

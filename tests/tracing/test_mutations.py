@@ -30,6 +30,13 @@ CAPTURE, PATCH, MASK = (import_module(f"patchkit.tracing.{name}") for name in ("
 HEADS = ("q_proj", "q", "z")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def opened() -> None:
+    """Models are opened before anything is broken: validation on load would refuse it before the checks here see it."""
+    for family in ("llama-gqa", "gpt2", "neox-parallel"):
+        pair(family)
+
+
 def test_without_a_mistake_the_checks_pass() -> None:
     for family in ("llama-gqa", "gpt2"):
         check_reads(*pair(family), ["z", "q", "mlp_out"])
