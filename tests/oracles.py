@@ -33,6 +33,7 @@ class Family:
     #: The module whose output the block adds to the residual stream.
     attention_adds: str = "self_attn"
     mlp_adds: str = "mlp"
+    mlp: str = "mlp"
     #: None where the MLP has no neurons to read.
     down: str | None = "mlp.down_proj"
 
@@ -48,12 +49,13 @@ FAMILIES = {
     "gemma2": _POST_NORMS,
     "gemma3_text": _POST_NORMS,
     "olmo2": _POST_NORMS,
-    "gpt2": Family("transformer.h", "attn", ("attn.c_attn",), "attn", "mlp", "mlp.c_proj"),
+    "gpt2": Family("transformer.h", "attn", ("attn.c_attn",), "attn", "mlp", "mlp", "mlp.c_proj"),
     "gpt_neox": Family(
         "gpt_neox.layers",
         "attention",
         ("attention.query_key_value",),
         "attention",
+        "mlp",
         "mlp",
         "mlp.dense_4h_to_h",
     ),
@@ -181,6 +183,8 @@ def _hook_block(
         at["mlp_adds"].register_forward_hook(lambda _, args, output: touch("mlp_out", layer, output)),
         block.register_forward_hook(after_block),
     ]
+    mlp = attrgetter(family.mlp)(block)
+    handles.append(mlp.register_forward_pre_hook(lambda _, args: (touch("mlp_in", layer, args[0]),)))
     if family.down is not None:
         down = attrgetter(family.down)(block)
         handles.append(down.register_forward_pre_hook(lambda _, args: (touch("neuron", layer, args[0]),)))

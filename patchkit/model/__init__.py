@@ -16,6 +16,7 @@ from patchkit.model.architectures import (
     unregister_architecture as unregister_architecture,
 )
 from patchkit.model.dims import Dims as Dims
+from patchkit.model.edges import EdgeGraph as EdgeGraph
 from patchkit.model.load import open_model as open_model
 from patchkit.model.nodes import (
     NodeGrid as NodeGrid,
@@ -23,7 +24,9 @@ from patchkit.model.nodes import (
 from patchkit.model.nodes import (
     kinds_of as kinds_of,
 )
+from patchkit.model.norms import Norm as Norm
 from patchkit.model.patch_model import PatchModel as PatchModel
+from patchkit.model.patch_model import Projection as Projection
 from patchkit.model.sites import (
     KINDS as KINDS,
 )

@@ -47,6 +47,12 @@ def raw_site(model: PatchModel, site: Site) -> Tensor:
             return module_at(block, arch.mid_input).input
         case "attn_out":
             return module_at(block, arch.attn_out_path).output
+        case "mlp_in":
+            mlp = module_at(block, arch.mlp)
+            if arch.mlp_norm is None:
+                # What it reads is the residual stream's own tensor: a copy has the gradient of the MLP alone.
+                mlp.input = mlp.input.clone()
+            return mlp.input
         case "mlp_out":
             return module_at(block, arch.mlp_out_path).output
         case "z":
@@ -95,6 +101,8 @@ def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
             module_at(block, arch.mid_input).input.copy_(value)
         case "attn_out":
             module_at(block, arch.attn_out_path).output = value
+        case "mlp_in":
+            module_at(block, arch.mlp).input = value
         case "mlp_out":
             module_at(block, arch.mlp_out_path).output = value
         case "z":

@@ -47,6 +47,7 @@ class Architecture:
         packing: how a fused projection's output is laid out. `stacked`: all queries, then all keys, then all values;
             `per_head`: for each head its query, key and value.
         out_proj: W_O; its input is the concatenated per-head z.
+        attn_norm: the norm that the attention reads the residual stream through; None where it reads it as it is.
         attn_out: the module whose output the attention adds to the residual stream (a post-norm where there is one).
         mid_input: the module whose input is the residual stream between attention and MLP. It must receive the very
             tensor that the block adds the MLP to, because `resid_mid` is written in place.
@@ -55,6 +56,9 @@ class Architecture:
             as in a mixture of experts, and so no nodes of kind `neuron`.
         mlp_out: the module whose output the MLP adds to the residual stream.
         parallel_flag: name of the config attribute that says attention and MLP run in parallel, or a constant.
+        norm_offset: what a norm adds to its weight before it scales with it (Gemma: 1).
+        joint_qk_norm: whether queries and keys are normed over all heads at once, so that no head's are its own.
+        position_embed: an embedding of positions that is added to the tokens', or None.
     """
 
     family: str
@@ -69,9 +73,13 @@ class Architecture:
     neurons: str | None
     unembed: str = "lm_head"
     packing: Packing = "separate"
+    attn_norm: str | None = "input_layernorm"
     attn_out: str | None = None
     mlp_out: str | None = None
     parallel_flag: str | bool = False
+    norm_offset: float = 0.0
+    joint_qk_norm: bool = False
+    position_embed: str | None = None
 
     def __post_init__(self) -> None:
         expected = 3 if self.packing == "separate" else 1
@@ -89,6 +97,11 @@ class Architecture:
     def mlp_out_path(self) -> str:
         return self.mlp_out or self.mlp
 
+    @property
+    def mlp_norm(self) -> str | None:
+        """The norm that the MLP reads the residual stream through, or None."""
+        return None if self.mid_input == self.mlp else self.mid_input
+
     def is_parallel(self, config: Any) -> bool:
         """Whether attention and MLP of a block read the same residual stream."""
         if isinstance(self.parallel_flag, bool):
@@ -102,6 +115,7 @@ class Architecture:
             "embed": self.embed,
             "final_norm": self.final_norm,
             "unembed": self.unembed,
+            **({} if self.position_embed is None else {"position_embed": self.position_embed}),
         }
 
     def block_paths(self) -> dict[str, str]:
@@ -109,6 +123,7 @@ class Architecture:
         paths = {f"qkv[{i}]": path for i, path in enumerate(self.qkv)}
         return paths | {
             "attn": self.attn,
+            **({} if self.attn_norm is None else {"attn_norm": self.attn_norm}),
             "out_proj": self.out_proj,
             "attn_out": self.attn_out_path,
             "mid_input": self.mid_input,
@@ -137,6 +152,7 @@ _GEMMA2 = replace(
     attn_out="post_attention_layernorm",
     mid_input="pre_feedforward_layernorm",
     mlp_out="post_feedforward_layernorm",
+    norm_offset=1.0,
 )
 
 _TABLE: dict[str, Architecture] = {
@@ -155,6 +171,8 @@ _TABLE: dict[str, Architecture] = {
         replace(
             _LLAMA,
             family="olmo2",
+            attn_norm=None,
+            joint_qk_norm=True,
             attn_out="post_attention_layernorm",
             mid_input="mlp",
             mlp_out="post_feedforward_layernorm",
@@ -164,6 +182,8 @@ _TABLE: dict[str, Architecture] = {
             layers="transformer.h",
             embed="transformer.wte",
             final_norm="transformer.ln_f",
+            position_embed="transformer.wpe",
+            attn_norm="ln_1",
             attn="attn",
             qkv=("attn.c_attn",),
             packing="stacked",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from patchkit.errors import InputError
 from patchkit.model.architectures import Architecture
 from patchkit.model.dims import Dims
+from patchkit.model.norms import Norm, norm_of
+
+
+class Projection(NamedTuple):
+    """One of the three maps of an attention, per head: x @ weight[h] + bias[h]. Views of the model's weights."""
+
+    weight: Float[Tensor, "head d_model d_head"]
+    bias: Float[Tensor, "head d_head"] | None
 
 
 class PatchModel:
@@ -117,6 +125,63 @@ class PatchModel:
         """The output projection's bias, or None."""
         module = attrgetter(self.arch.out_proj)(self.block_module(layer))
         return None if module.bias is None else _present(module, "bias")
+
+    def projections(self, layer: int) -> tuple[Projection, Projection, Projection]:
+        """The query, key and value projections of a layer, per head; of an offloaded layer the stored copies."""
+        block, dims = self.block_module(layer), self.dims
+        counts = (dims.n_heads, dims.n_kv_heads, dims.n_kv_heads)
+        weights, biases = [], []
+        for path in self.arch.qkv:
+            module = attrgetter(path)(block)
+            weight = _present(module, "weight")
+            weights.append(weight if _is_conv1d(module) else weight.T)
+            biases.append(None if module.bias is None else _present(module, "bias"))
+        if self.arch.packing == "per_head":
+            # Columns are (head, which of the three, d_head).
+            split = weights[0].unflatten(1, (dims.n_heads, 3, dims.d_head)).unbind(2)
+            none = (None, None, None)
+            shifts = (
+                none
+                if biases[0] is None
+                else biases[0].unflatten(0, (dims.n_heads, 3, dims.d_head)).unbind(1)
+            )
+        else:
+            if self.arch.packing == "stacked":
+                widths = [count * dims.d_head for count in counts]
+                weights = list(weights[0].split(widths, dim=1))
+                biases = [None] * 3 if biases[0] is None else list(biases[0].split(widths))
+            split = [w.unflatten(1, (count, dims.d_head)) for w, count in zip(weights, counts, strict=True)]
+            shifts = [
+                None if b is None else b.unflatten(0, (count, dims.d_head))
+                for b, count in zip(biases, counts, strict=True)
+            ]
+        q, k, v = (Projection(w.transpose(0, 1), b) for w, b in zip(split, shifts, strict=True))
+        return q, k, v
+
+    def attention_norm(self, layer: int) -> Norm | None:
+        """The norm that a layer's attention reads the stream through, or None."""
+        return self._norm(self.arch.attn_norm, self.block_module(layer))
+
+    def mlp_norm(self, layer: int) -> Norm | None:
+        """The norm that a layer's MLP reads the stream through, or None."""
+        return self._norm(self.arch.mlp_norm, self.block_module(layer))
+
+    def attention_post_norm(self, layer: int) -> Norm | None:
+        """The norm between a layer's heads and the stream, or None."""
+        return self._norm(self.arch.attn_out, self.block_module(layer))
+
+    def final_norm(self) -> Norm:
+        """The norm before the unembedding."""
+        found = self._norm(self.arch.final_norm, self.hf)
+        assert found is not None
+        return found
+
+    def _norm(self, path: str | None, root: nn.Module) -> Norm | None:
+        if path is None:
+            return None
+        module = attrgetter(path)(root)
+        bias = None if getattr(module, "bias", None) is None else _present(module, "bias")
+        return norm_of(module, self.arch.norm_offset, _present(module, "weight"), bias)
 
     def fingerprint(self) -> str:
         """A digest of the weights' metadata (names, shapes, dtypes) and of the config.

@@ -53,6 +53,7 @@ _KINDS = (
     NodeKind("z", "head", "attention-weighted values of a head, before W_O"),
     NodeKind("attn_out", "vector", "what attention adds to the residual stream"),
     NodeKind("resid_mid", "vector", "residual stream between attention and MLP (sequential blocks only)"),
+    NodeKind("mlp_in", "vector", "what the MLP reads: the residual stream behind the MLP's norm"),
     NodeKind("neuron", "neuron", "MLP activation after the nonlinearity"),
     NodeKind("mlp_out", "vector", "what the MLP adds to the residual stream"),
     NodeKind("resid_post", "vector", "residual stream after the layer"),

@@ -20,11 +20,13 @@ class Swap:
     Attributes:
         where: the nodes and padded columns that row r replaces, `[rows, width, nodes]` (nodes: heads, neurons, or 1).
         values: what every pair has there, `[pairs, width, ...]` in canonical shape; row r takes its pair's.
+        takes: where there are not values of pairs but of anything else: which of them each row takes.
     """
 
     site: Site
     where: Bool[Tensor, "rows width nodes"]
     values: Tensor
+    takes: Int[Tensor, " rows"] | None = None
 
     def apply(self, activation: Tensor, pairs: Int[Tensor, " rows"], first: int | None = None) -> Tensor:
         """The activation `[rows, position, ...]` with its values put in.
@@ -36,7 +38,8 @@ class Swap:
         first = self.where.shape[1] - seen if first is None else first
         where = self.where[:, first : first + seen].to(device)
         values = self.values[:, first : first + seen]
-        values = values[pairs.to(values.device)].to(device=device, dtype=activation.dtype)
+        taken = pairs if self.takes is None else self.takes
+        values = values[taken.to(values.device)].to(device=device, dtype=activation.dtype)
         if KINDS[self.site.kind].unit in ("head", "kv_head"):
             where = where.unsqueeze(-1)
         # Modules that view their input need it in one piece, whatever the memory layout of the mask.

@@ -186,6 +186,7 @@ class _Rows:
         if arch.attn_out is not None:
             self._swap(Site("attn_out", layer))
         self._swap(Site("resid_mid", layer))
+        self._swap(Site("mlp_in", layer))
         mlp = module_at(block, arch.mlp)
         if self.changed < columns:
             mlp.input = mlp.input[:, : self.changed].contiguous()
@@ -245,7 +246,14 @@ def _check(swap: Swap, model: PatchModel, base: BaseRun, rows: int, layer: int, 
         raise InputError(
             f"swap at {swap.site}: the run restarts at column {start} and would miss columns before it"
         )
-    expected = (base.batch.rows, width, *kind.shape(model.dims))
+    held = base.batch.rows if swap.takes is None else len(swap.values)
+    if swap.takes is not None and (
+        len(swap.takes) != rows or bool(((swap.takes < 0) | (swap.takes >= held)).any())
+    ):
+        raise InputError(
+            f"swap at {swap.site}: `takes` must name one of {held} values for each of {rows} rows"
+        )
+    expected = (held, width, *kind.shape(model.dims))
     if tuple(swap.values.shape) != expected:
         raise InputError(
             f"swap at {swap.site}: values of shape {tuple(swap.values.shape)}, expected {expected}"

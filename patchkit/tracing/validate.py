@@ -35,6 +35,7 @@ _SEEN_BY = {
     "z": "attn_out",
     "attn_out": "resid_post",
     "resid_mid": "resid_post",
+    "mlp_in": "mlp_out",
     "neuron": "mlp_out",
     "mlp_out": "resid_post",
 }
@@ -82,6 +83,9 @@ def validate(model: PatchModel) -> None:
             _check_neurons(model, run, layer)
         _check_writes(model, kinds, prompt)
         _check_restarts(model, prompt)
+        for layer in layers:
+            _check_readers(model, run, layer)
+        _check_final_norm(model, run)
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -110,13 +114,14 @@ def _refuse_silent_attention(model: PatchModel, batch: Batch) -> None:
     ) from None
 
 
-def _agree(model: PatchModel, found: Tensor, expected: Tensor, what: str) -> None:
+def _agree(model: PatchModel, found: Tensor, expected: Tensor, what: str, normed: bool = False) -> None:
+    """`normed`: one side went through a norm module, which many families compute in float32 whatever their dtype."""
     if found.shape != expected.shape:
         _refuse(model, f"{what} (shapes {tuple(found.shape)} and {tuple(expected.shape)})")
     found, expected = found.double(), expected.to(found.device).double()
     scale = float(expected.abs().max()) + 1e-6
     gap = float((found - expected).abs().max()) / scale
-    limit = _TOLERANCE.get(model.dtype, _COARSE)
+    limit = _TOLERANCE.get(torch.float32 if normed and model.dtype == torch.float64 else model.dtype, _COARSE)
     if not gap <= limit:
         _refuse(model, f"{what} (relative difference {gap:.2g}, allowed {limit:.0e})")
 
@@ -183,6 +188,34 @@ def _check_neurons(model: PatchModel, run: Captured, layer: int) -> None:
         run.values[Site("mlp_out", layer)][1],
         f"layer {layer}: neurons do not recompose to mlp_out",
     )
+
+
+def _check_readers(model: PatchModel, run: Captured, layer: int) -> None:
+    """Projections and the MLP's input recompose from the residual stream through the norms' arithmetic."""
+
+    def at(kind: str) -> Tensor:
+        return run.values[Site(kind, layer)][1]
+
+    stream, norm = at("resid_pre"), model.attention_norm(layer)
+    read = stream if norm is None else norm(stream)
+    for kind, (weight, bias) in zip(("q_proj", "k_proj", "v_proj"), model.projections(layer), strict=True):
+        made = torch.einsum("td,hdk->thk", read, weight.to(read))
+        made = made if bias is None else made + bias.to(read)
+        what = f"layer {layer}: {kind} is not the projection of the normed residual stream"
+        _agree(model, made.to(at(kind).dtype), at(kind), what, normed=True)
+    stream, norm = at("resid_pre" if model.dims.parallel else "resid_mid"), model.mlp_norm(layer)
+    read = stream if norm is None else norm(stream).to(stream.dtype)
+    what = f"layer {layer}: the MLP's input is not the normed residual stream"
+    _agree(model, read, at("mlp_in"), what, normed=True)
+
+
+def _check_final_norm(model: PatchModel, run: Captured) -> None:
+    stream = run.values[Site("resid_post", model.dims.n_layers - 1)][1, -1:]
+    module = attrgetter(model.arch.final_norm)(model.hf)
+    with torch.no_grad():
+        expected = module(stream)
+    found = model.final_norm()(stream).to(stream.dtype)
+    _agree(model, found, expected, "the final norm is not what its weights say", normed=True)
 
 
 def _check_writes(model: PatchModel, kinds: list[str], prompt: list[int]) -> None:

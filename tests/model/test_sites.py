@@ -26,11 +26,12 @@ PARALLEL = Dims(**{**vars(DIMS), "parallel": True})
 sites = st.builds(Site, st.sampled_from(sorted(KINDS)), st.integers(0, 11))
 
 
-def test_the_kinds_are_those_of_the_contract() -> None:
-    assert set(KINDS) == {
+def test_the_kinds_are_those_of_the_contract_and_what_the_mlp_reads() -> None:
+    contract = {
         *("resid_pre", "resid_mid", "resid_post", "q", "k", "v", "q_proj", "k_proj", "v_proj"),
         *("z", "attn_out", "neuron", "mlp_out"),
     }
+    assert set(KINDS) == contract | {"mlp_in"}
     assert all(name == kind.name and kind.description for name, kind in KINDS.items())
 
 
@@ -79,7 +80,7 @@ def test_the_order_of_a_layer() -> None:
     layer = [site.kind for site in in_order(Site(kind, 3) for kind in reversed(KINDS))]
     assert layer == [
         *("resid_pre", "q_proj", "k_proj", "v_proj", "q", "k", "v"),
-        *("z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post"),
+        *("z", "attn_out", "resid_mid", "mlp_in", "neuron", "mlp_out", "resid_post"),
     ]
     assert in_order([Site("resid_pre", 1), Site("resid_post", 0)]) == [
         Site("resid_post", 0),

@@ -34,7 +34,9 @@ def model() -> PatchModel:
 
 
 @pytest.fixture(scope="module")
-def small(model: PatchModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MaskResult, VariableBindingStudy]:
+def small(
+    model: PatchModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, MaskResult, VariableBindingStudy]:
     out = tmp_path_factory.mktemp("study")
     schedule = Schedule(lambdas=(0.02, 0.04), steps=80, steps_after=40)
     mask = MaskOptions(schedule=schedule, seeds=(0, 1), random_sets=5, validation_fraction=0.4)
@@ -42,7 +44,9 @@ def small(model: PatchModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return out, result, study
 
 
-def test_the_study_finds_a_set_that_beats_its_baselines(small: tuple[Path, MaskResult, VariableBindingStudy]) -> None:
+def test_the_study_finds_a_set_that_beats_its_baselines(
+    small: tuple[Path, MaskResult, VariableBindingStudy],
+) -> None:
     _, result, _ = small
     assert 0 < len(result.chosen) <= 0.2 * result.n_components
     assert result.joint["chosen"] >= 0.9
@@ -125,7 +129,9 @@ def test_the_published_triples_need_a_tokenizer(llama_13b: Path) -> None:
         published_triples(load(str(llama_13b), lazy=True), seed=0)
 
 
-def test_another_model_is_said_plainly(small: tuple[Path, MaskResult, VariableBindingStudy], model: PatchModel) -> None:
+def test_another_model_is_said_plainly(
+    small: tuple[Path, MaskResult, VariableBindingStudy], model: PatchModel
+) -> None:
     _, result, _ = small
     found = compare_with_published(model, result, "variable-binding")
     assert found["comparison"].startswith("NOT the published model")
@@ -144,19 +150,27 @@ def test_the_script_runs_on_the_embedded_model(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "reproduce_variable_binding.py"
     arguments = ["--model", "varbind-llama", "--samples", "18", "--iterations", "10", "--quiet"]
     arguments += ["--out", str(tmp_path / "r")]
-    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "NOT the published model" in done.stdout
     result = MaskResult.load(tmp_path / "r")
     assert result.loss == "published" and len(result.lambda_path) == 7
     assert all(bool(torch.isfinite(v).all()) for v in result.values.values())
-    again = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120)
+    again = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120
+    )
     assert again.returncode == 2 and "already holds a run" in again.stderr
 
 
 def test_seeds_differ_and_the_same_seed_does_not(model: PatchModel, tmp_path: Path) -> None:
     mask = MaskOptions(
-        schedule=Schedule(lambdas=(0.05,), steps=30), seeds=(0,), random_sets=2, own_masks=False, carried_limit=0
+        schedule=Schedule(lambdas=(0.05,), steps=30),
+        seeds=(0,),
+        random_sets=2,
+        own_masks=False,
+        carried_limit=0,
     )
     runs = []
     for number, seed in enumerate((3, 3, 4)):
