@@ -1,21 +1,24 @@
-"""Indirect objects: `When Mary and John went to the store, John gave a drink to` is continued by Mary.
+"""Indirect objects: `Because Mary and John had met near the market, John lent a map to` is continued by Mary.
 
-Pairs for real tokenizers (the ABBA and BABA sentences of Wang et al. 2022, with names that are single tokens)
-and for the embedded `ioi-gpt2`, whose sentences come from its own language. The corrupt prompt differs in one
-of three ways:
+Pairs for real tokenizers (the structure of Wang et al. 2022 in sentences of our own, with names that are single tokens)
+and for the embedded `ioi-gpt2`, whose sentences come from its own language. Two people are named, the indirect object
+first (ABBA) or second (BABA); then the subject is named again. The corrupt prompt differs in one of three ways:
 
-- `swap`: the giver is the other of the two, so that `wrong` becomes the right answer;
-- `third`: the giver is someone else, so that neither name is repeated (the corruption of the EAP-IG data);
+- `s2-flip`: the second mention is of the other of the two, so that `wrong` becomes the right answer (MIB's
+  `s2_io_flip_counterfactual`; `swap` means the same);
+- `third`: it is of someone else, so that neither name is repeated (the corruption of the EAP-IG data);
 - `abc`: all three mentions are other people's names (the reference distribution of the IOI paper).
 
-Answer: the indirect object. Wrong: the subject. Spans: `io`, `s1`, `s2`, `last`.
+Under one seed the clean prompts are the same whatever the corruption. Answer: the indirect object. Wrong: the subject.
+Spans: `io`, `s1`, `s1+1` (the token after the subject's first mention), `s2`, `last`, and the `clause` of the two names.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,39 +26,18 @@ from patchkit.data.pairs import Pair
 from patchkit.data.tokens import continuation_ids, encode, prompt_ids, word_span
 from patchkit.errors import InputError
 from patchkit.tasks import ioi_language as lang
+from patchkit.tasks._ioi_sentences import NAMES as NAMES
+from patchkit.tasks._ioi_sentences import OBJECTS as OBJECTS
+from patchkit.tasks._ioi_sentences import PLACES as PLACES
+from patchkit.tasks._ioi_sentences import TEMPLATES as TEMPLATES
+from patchkit.tasks._ioi_sentences import Sentence as Sentence
+from patchkit.tasks._ioi_sentences import single_token_names as single_token_names
+from patchkit.tasks._ioi_sentences import words_of_one_length
+from patchkit.tasks._ioi_stories import corrupted, draw_layouts, draw_story, layout_name, story_spans
 from patchkit.tasks.building import Split, require_split, split_by_hash
-from patchkit.tasks.ioi_language import Bystander, PairSentence, Story
 
-CORRUPTIONS = ("swap", "third", "abc")
-
-NAMES: tuple[str, ...] = tuple(
-    "Mary John Tom James Dan Anna Paul Mark Sarah Emma Jack Kate Peter Laura David Alice Robert Susan "
-    "Michael Lisa "
-    "William Jane Richard Helen Thomas Amy Charles Julia George Rachel Simon Claire Andrew Lucy Steven "
-    "Diana Kevin "
-    "Maria Brian Ruth Adam Jessica Scott Karen Martin Linda Frank Grace Henry Rose".split()
-)
-PLACES: tuple[str, ...] = (
-    "store",
-    "garden",
-    "restaurant",
-    "school",
-    "hospital",
-    "office",
-    "house",
-    "station",
-)
-OBJECTS: tuple[str, ...] = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
-TEMPLATES: tuple[str, ...] = (
-    "Then, {a} and {b} went to the {place}. {s} gave a {object} to",
-    "Then, {a} and {b} had a lot of fun at the {place}. {s} gave a {object} to",
-    "Then, {a} and {b} were working at the {place}. {s} decided to give a {object} to",
-    "Then, {a} and {b} were thinking about going to the {place}. {s} wanted to give a {object} to",
-    "When {a} and {b} got a {object} at the {place}, {s} decided to give it to",
-    "When {a} and {b} went to the {place}, {s} gave a {object} to",
-    "After {a} and {b} went to the {place}, {s} gave a {object} to",
-    "While {a} and {b} were working at the {place}, {s} gave a {object} to",
-)
+CORRUPTIONS = ("s2-flip", "third", "abc")
+_ALIASES = {"swap": "s2-flip"}
 
 # One pair of names in four is for testing.
 _ONE_IN = 4
@@ -64,37 +46,18 @@ _PATIENCE = 1000
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One sentence: the two people in the order of their first mention, and who gives."""
+class _Request:
+    """What is drawn, and from which chance: prompts from one source, the strangers of a corruption from another."""
 
-    template: int
-    first: str
-    second: str
-    giver: str
-    place: str
-    object: str
+    rng: random.Random
+    strangers: random.Random
+    split: Split
+    corruption: str
+    templates: int | None
 
-    def text(self) -> str:
-        fields = {
-            "a": self.first,
-            "b": self.second,
-            "s": self.giver,
-            "place": self.place,
-            "object": self.object,
-        }
-        return TEMPLATES[self.template].format(**fields)
 
-    def places(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Characters of the first mention, the second mention, and the giver."""
-        text = self.text()
-        first = text.index(self.first)
-        second = text.index(f" and {self.second}") + len(" and ")
-        giver = text.index(f" {self.giver} ", second + len(self.second)) + 1
-        return (
-            (first, first + len(self.first)),
-            (second, second + len(self.second)),
-            (giver, giver + len(self.giver)),
-        )
+#: Draws a pair, ABBA or BABA.
+_Draw = Callable[[bool], Pair]
 
 
 def pairs(
@@ -102,27 +65,48 @@ def pairs(
     n: int,
     seed: int,
     split: str = "test",
-    corruption: str = "swap",
+    corruption: str = "s2-flip",
+    templates: int | None = None,
 ) -> list[Pair]:
     """`n` different pairs; half ABBA, half BABA. The two people of a prompt are in one split only.
 
-    The tokenizer of `ioi-gpt2` gets sentences of its language, any other one English. InputError where the
-    tokenizer has too few names that are single tokens, or where n pairs cannot be made.
+    The tokenizer of `ioi-gpt2` gets sentences of its language, any other one English. Prompts of one template and one
+    order have one length and the same spans; `groups` gathers them.
+
+    Args:
+        templates: how many templates (in the embedded language: layouts of a story) the pairs are drawn from; None for
+            all. With 1 all pairs have one length.
+
+    Raises:
+        InputError: the tokenizer has too few names that are single tokens, the corruption is not known, or n pairs
+            cannot be made.
     """
     if tokenizer is None:
         raise InputError("the IOI task writes text and needs a tokenizer, found none; load one")
     side = require_split(split)
+    corruption = _ALIASES.get(corruption, corruption)
     if corruption not in CORRUPTIONS:
-        raise InputError(f"corruption {corruption!r} is not one of {', '.join(CORRUPTIONS)}")
+        raise InputError(
+            f"corruption {corruption!r} is not one of {', '.join(CORRUPTIONS)} (s2-flip is also called swap)"
+        )
     if n < 1:
         raise InputError(f"the number of pairs must be at least 1, found {n}")
     embedded = set(tokenizer.get_vocab()) == set(lang.VOCABULARY)
-    draw = _story_pair(tokenizer) if embedded else _sentence_pair(tokenizer)
-    rng = random.Random(f"ioi {split} {corruption} {seed}")
+    if templates is not None and not 1 <= templates <= len(TEMPLATES):
+        raise InputError(f"templates must be 1 to {len(TEMPLATES)} or None for all, found {templates}")
+    request = _Request(
+        # The word is older than `s2-flip`; another would draw other prompts from the seeds that are in use.
+        rng=random.Random(f"ioi {split} swap {seed}"),
+        strangers=random.Random(f"ioi {split} others {seed}"),
+        split=side,
+        corruption=corruption,
+        templates=templates,
+    )
+    draw = _story_pair(tokenizer, request) if embedded else _sentence_pair(tokenizer, request)
     found: dict[tuple[int, ...], Pair] = {}
     repeats = 0
     while len(found) < n:
-        pair = draw(rng, len(found), side, corruption)
+        pair = draw(len(found) % 2 == 0)
         repeats += 1
         if pair.clean_ids not in found:
             found[pair.clean_ids] = replace(pair, id=f"ioi-{split}-{seed}-{len(found)}")
@@ -132,123 +116,125 @@ def pairs(
     return list(found.values())
 
 
-Draw = Callable[[random.Random, int, Split, str], Pair]
+def groups(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Pairs by template and order, e.g. `3 ABBA`: of one length and with the same spans within a group.
 
+    What a mean per template and position is taken over, and what positions `each` can be asked of.
 
-def single_token_names(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The names that are one token after a space, and that token."""
-    head = encode(tokenizer, "to")
-    found = {}
-    for name in NAMES:
-        ids = encode(tokenizer, f"to {name}")
-        if ids[: len(head)] == head and len(ids) == len(head) + 1 and ids[-1] != tokenizer.unk_token_id:
-            found[name] = ids[-1]
+    Raises:
+        InputError: a pair is not of this task, or two of a group have another length or other spans.
+    """
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        missing = [key for key in ("template", "order") if key not in pair.meta]
+        if missing:
+            raise InputError(
+                f"pair {pair.id!r} has no {' and no '.join(missing)} in its metadata; groups are made of pairs of the "
+                "IOI task (`patchkit pairs ioi`)"
+            )
+        group = found.setdefault(f"{pair.meta['template']} {pair.meta['order']}", [])
+        if group and (len(pair.clean_ids), pair.spans) != (len(group[0].clean_ids), group[0].spans):
+            raise InputError(
+                f"pairs {group[0].id!r} and {pair.id!r} name one template and order, but their tokens do not align: "
+                f"{len(group[0].clean_ids)} and {len(pair.clean_ids)} tokens, spans {group[0].spans} and {pair.spans}; "
+                "make the pairs with one tokenizer"
+            )
+        group.append(pair)
     return found
 
 
-def _sentence_pair(tokenizer: PreTrainedTokenizerBase) -> Draw:
-    names = single_token_names(tokenizer)
+def _sentence_pair(tokenizer: PreTrainedTokenizerBase, request: _Request) -> _Draw:
+    rng, corruption = request.rng, request.corruption
+    names = list(single_token_names(tokenizer))
     if len(names) < 6:
         raise InputError(
-            "the IOI task needs at least 6 names that are single tokens of the tokenizer, found "
-            f"{len(names)}: "
+            f"the IOI task needs at least 6 names that are single tokens of the tokenizer, found {len(names)}: "
             f"{', '.join(names) or 'none'}; use another tokenizer"
         )
+    couples = [
+        couple
+        for couple in combinations(names, 2)
+        if split_by_hash(" ".join(sorted(couple)), _ONE_IN) == request.split
+    ]
+    if not couples:
+        raise InputError(
+            f"none of the couples of {', '.join(names)} is in the {request.split} split; use a tokenizer that knows more "
+            "names, or the other split"
+        )
+    places = words_of_one_length(tokenizer, PLACES, "places")
+    objects = words_of_one_length(tokenizer, OBJECTS, "objects")
+    used = sorted(rng.sample(range(len(TEMPLATES)), request.templates or len(TEMPLATES)))
 
-    def draw(rng: random.Random, index: int, split: Split, corruption: str) -> Pair:
-        while True:
-            io, subject, *others = rng.sample(list(names), 5)
-            if split_by_hash(" ".join(sorted((io, subject))), _ONE_IN) == split:
-                break
-        abba = index % 2 == 0
+    def draw(abba: bool) -> Pair:
+        io, subject = rng.sample(rng.choice(couples), 2)
+        others = request.strangers.sample([name for name in names if name not in (io, subject)], 3)
         first, second = (io, subject) if abba else (subject, io)
-        template, place, item = rng.randrange(len(TEMPLATES)), rng.choice(PLACES), rng.choice(OBJECTS)
-        clean = Sentence(template, first, second, subject, place, item)
-        if corruption == "swap":
-            corrupt = replace(clean, giver=io)
-        elif corruption == "third":
-            corrupt = replace(clean, giver=others[0])
-        else:
+        clean = Sentence(rng.choice(used), first, second, subject, rng.choice(places), rng.choice(objects))
+        if corruption == "abc":
             corrupt = replace(clean, first=others[0], second=others[1], giver=others[2])
-        spans = [word_span(tokenizer, clean.text(), *place) for place in clean.places()]
-        answer, wrong = continuation_ids(tokenizer, clean.text(), [f" {io}", f" {subject}"])
-        ids = prompt_ids(tokenizer, clean.text())
+        else:
+            corrupt = replace(clean, giver=io if corruption == "s2-flip" else others[0])
+        text, at = clean.parts()
+        other_text, _ = corrupt.parts()
+        answer, wrong = continuation_ids(tokenizer, text, [f" {io}", f" {subject}"])
+        ids, other_ids = prompt_ids(tokenizer, text), prompt_ids(tokenizer, other_text)
+        if len(ids) != len(other_ids):
+            raise InputError(
+                f"the tokenizer gives {text!r} {len(ids)} tokens and {other_text!r} {len(other_ids)}, though every name "
+                "is one token after `to`; use a tokenizer that does not merge names with the words before them"
+            )
+        spans = {name: word_span(tokenizer, text, *characters) for name, characters in at.items()}
+        s1 = spans["b" if abba else "a"]
         return Pair(
             clean_ids=ids,
-            corrupt_ids=prompt_ids(tokenizer, corrupt.text()),
+            corrupt_ids=other_ids,
             answer_id=answer,
             wrong_id=wrong,
             spans={
-                "io": spans[0 if abba else 1],
-                "s1": spans[1 if abba else 0],
-                "s2": spans[2],
+                "io": spans["a" if abba else "b"],
+                "s1": s1,
+                "s1+1": (s1[1], s1[1] + 1),
+                "s2": spans["s"],
                 "last": (len(ids) - 1, len(ids)),
+                "clause": spans["clause"],
             },
-            meta={
-                "clean": clean.text(),
-                "corrupt": corrupt.text(),
-                "answer": io,
-                "wrong": subject,
-                "order": "ABBA" if abba else "BABA",
-                "template": template,
-            },
+            meta=_meta(text, other_text, io, subject, abba, clean.template),
         )
 
     return draw
 
 
-def _story_pair(tokenizer: PreTrainedTokenizerBase) -> Draw:
+def _story_pair(tokenizer: PreTrainedTokenizerBase, request: _Request) -> _Draw:
     vocabulary = tokenizer.get_vocab()
     lead = len(encode(tokenizer, lang.NAMES[0])) - 1
+    layouts = draw_layouts(request.rng, request.split, request.templates or 0)
 
-    def draw(rng: random.Random, index: int, split: Split, corruption: str) -> Pair:
-        story = lang.sample_story(rng, split=split)
-        partner = lang.answer(story)
-        # The two people take turns at being mentioned first.
-        pair = next(
-            s for s in story.sentences if isinstance(s, PairSentence) and s.first in (story.giver, partner)
-        )
-        if (pair.first == partner) != (index % 2 == 0):
-            story = lang.with_giver(story, partner)
-            partner = lang.answer(story)
-        corrupt = _corrupt_story(rng, story, partner, corruption)
-        named = {"io": "IO", "s1": "S1", "s2": "S2", "last": "end"}
-        spans = {ours: lang.spans(story)[theirs] for ours, theirs in named.items()}
+    def draw(abba: bool) -> Pair:
+        story = draw_story(request.rng, request.split, layouts, abba)
+        corrupt = corrupted(request.strangers, story, request.corruption)
+        io = lang.answer(story)
         return Pair(
             clean_ids=tuple(encode(tokenizer, lang.render(story))),
             corrupt_ids=tuple(encode(tokenizer, lang.render(corrupt))),
-            answer_id=vocabulary[partner],
+            answer_id=vocabulary[io],
             wrong_id=vocabulary[story.giver],
-            spans={name: (start + lead - 1, end + lead - 1) for name, (start, end) in spans.items()},
-            meta={
-                "clean": lang.render(story),
-                "corrupt": lang.render(corrupt),
-                "answer": partner,
-                "wrong": story.giver,
-                "order": "ABBA" if index % 2 == 0 else "BABA",
+            spans={
+                name: (start + lead - 1, end + lead - 1) for name, (start, end) in story_spans(story).items()
             },
+            meta=_meta(lang.render(story), lang.render(corrupt), io, story.giver, abba, layout_name(story)),
         )
 
     return draw
 
 
-def _corrupt_story(rng: random.Random, story: Story, partner: str, corruption: str) -> Story:
-    if corruption == "swap":
-        return lang.with_giver(story, partner)
-    present = set(lang.render(story).split())
-    others = rng.sample([name for name in lang.NAMES if name not in present], 3)
-    if corruption == "third":
-        return lang.with_giver(story, others[0])
-    renamed = {partner: others[0], story.giver: others[1]}
-    sentences = tuple(_renamed(sentence, renamed) for sentence in story.sentences)
-    return replace(story, sentences=sentences, giver=others[2])
-
-
-def _renamed(sentence: PairSentence | Bystander, names: dict[str, str]) -> PairSentence | Bystander:
-    if isinstance(sentence, Bystander):
-        return sentence
-    return replace(
-        sentence,
-        first=names.get(sentence.first, sentence.first),
-        second=names.get(sentence.second, sentence.second),
-    )
+def _meta(
+    clean: str, corrupt: str, io: str, subject: str, abba: bool, template: int | str
+) -> dict[str, object]:
+    return {
+        "clean": clean,
+        "corrupt": corrupt,
+        "answer": io,
+        "wrong": subject,
+        "order": "ABBA" if abba else "BABA",
+        "template": template,
+    }
