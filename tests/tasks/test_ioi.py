@@ -214,13 +214,11 @@ def test_names_that_merge_with_the_word_before_them_are_refused():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
     tokenizer.decoder = decoders.Metaspace()
     merging = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    said = set()
-    for seed in range(80):
-        try:
-            ioi.pairs(merging, 1, seed, corruption=("abc", "s2-flip")[seed % 2])
-        except InputError as error:
-            said.add(re.search("merges 'Mary'|does not merge names", str(error)).group())
-    assert said == {"merges 'Mary'", "does not merge names"}
+    with pytest.raises(InputError, match="does not merge names with the words before them"):
+        ioi.pairs(merging, 200, 0, corruption="abc")
+    # Both prompts of a flip name Mary second.
+    with pytest.raises(InputError, match="the tokenizer merges 'Mary' with its surroundings"):
+        ioi.pairs(merging, 200, 0, corruption="s2-flip")
 
 
 @pytest.mark.parametrize(
