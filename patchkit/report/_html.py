@@ -27,6 +27,11 @@ def breakable(text: object) -> str:
     return escape(text).replace("_", "_<wbr>")
 
 
+def arrows(text: object) -> str:
+    """Escaped text that may break after the arrow of an edge's name, and not inside it."""
+    return escape(text).replace("-&gt;", '<span class="nb">-&gt;</span><wbr>')
+
+
 def percent(value: float | None, sign: bool = False) -> str:
     """A fraction as per cent with one decimal and no unit; a real minus sign; an en dash when there is no value."""
     if value is None or math.isnan(value):

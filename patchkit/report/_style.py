@@ -69,7 +69,7 @@ _PARTS = """
 .fig.wide svg{max-width:none;margin:-6px 0 0 -14px}
 .fig svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif!important}
 figcaption{color:var(--soft);font-size:13.5px;max-width:46em}
-.names code,.none{white-space:nowrap}
+.names code,.none,.nb{white-space:nowrap}
 .names{line-height:1.9}
 .names code{border:1px solid var(--line);border-radius:4px;padding:1px 5px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:10px;margin:10px 0}

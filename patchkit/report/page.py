@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from patchkit.errors import InputError
-from patchkit.files import atomic_write
+from patchkit.report import _edge_page as edge_page
 from patchkit.report import _mask_sections as from_mask
 from patchkit.report import _recall_sections as from_recall
 from patchkit.report import _scores_sections as from_scores
@@ -15,11 +14,11 @@ from patchkit.report import _scores_words as scores_words
 from patchkit.report import _study_sections as from_study
 from patchkit.report import plots
 from patchkit.report._calibration_plot import calibration_figure
+from patchkit.report._document import document, write_files
 from patchkit.report._html import escape, paragraph
 from patchkit.report._places import check
 from patchkit.report._recall_plots import recall_figure
 from patchkit.report._scores_plots import scores_figure
-from patchkit.report._style import style_sheet
 from patchkit.report._tokens import check_study
 from patchkit.report._words import headline, state, warning
 from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
@@ -28,15 +27,8 @@ from patchkit.results.recall import RecallStudy
 from patchkit.results.scores import Scores
 from patchkit.results.study import VariableBindingStudy
 
-REPORT = "report.html"
 PICTURES = ("mask.png", "path.png", "attention.png")
 SCORES_PICTURES = ("scores.png", "calibration.png")
-
-# Nothing may be loaded or run: a page that a person forwards must not call anywhere, whatever text it was
-# made from.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-_SECTION = re.compile(r'<section id="([^"]+)" data-short="([^"]+)"')
 
 
 def write_report(directory: Path | str) -> Path:
@@ -50,19 +42,25 @@ def write_report(directory: Path | str) -> Path:
         raise InputError(
             f"{directory}: expected the directory of a finished run (its --out), found {found} there."
         )
-    if (directory / "mask.json").exists():
-        return write_mask_report(directory)
-    if (directory / "scores.json").exists():
-        return write_scores_report(directory)
-    if (directory / "recall.json").exists():
-        return write_recall_report(directory)
+    for header, (_, writer) in _writers().items():
+        if (directory / header).exists():
+            return writer(directory)
     held = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
+    known = ", ".join(f"{header} (of {command})" for header, (command, _) in _writers().items())
     raise InputError(
-        f"{directory}: expected mask.json (of `patchkit mask` and `patchkit demo`), scores.json (of `patchkit patch` "
-        "and `patchkit attribute`) or recall.json (of `patchkit study attribution-recall`); the directory holds "
-        f"{held}. "
+        f"{directory}: expected one of {known}; the directory holds {held}. "
         "Give the --out directory of such a run, after it has finished."
     )
+
+
+def _writers() -> dict[str, tuple[str, Callable[[Path], Path]]]:
+    """File that a finished result has -> the commands that write it, and what writes its report."""
+    return {
+        "mask.json": ("`patchkit mask` and `patchkit demo`", write_mask_report),
+        "scores.json": ("`patchkit patch` and `patchkit attribute`", write_scores_report),
+        "recall.json": ("`patchkit study attribution-recall`", write_recall_report),
+        **edge_page.WRITERS,
+    }
 
 
 def write_mask_report(directory: Path | str) -> Path:
@@ -83,7 +81,7 @@ def write_mask_report(directory: Path | str) -> Path:
         drawn["path.png"] = plots.to_png(plots.path_figure(result))
     if study is not None and study.attention:
         drawn["attention.png"] = plots.to_png(plots.attention_figure(study.attention))
-    return _write(directory, page, drawn, PICTURES)
+    return write_files(directory, page, drawn, PICTURES)
 
 
 def write_scores_report(directory: Path | str) -> Path:
@@ -100,7 +98,7 @@ def write_scores_report(directory: Path | str) -> Path:
     drawn = {"scores.png": plots.to_png(scores_figure(scores))}
     if scores.verification is not None:
         drawn["calibration.png"] = plots.to_png(calibration_figure(scores.verification))
-    return _write(directory, page, drawn, SCORES_PICTURES)
+    return write_files(directory, page, drawn, SCORES_PICTURES)
 
 
 def write_recall_report(directory: Path | str) -> Path:
@@ -113,17 +111,7 @@ def write_recall_report(directory: Path | str) -> Path:
     study = RecallStudy.load(directory)
     manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
     page = recall_page(study, manifest, place=directory.name)
-    return _write(directory, page, {"recall.png": plots.to_png(recall_figure(study))}, ())
-
-
-def _write(directory: Path, page: str, drawn: Mapping[str, bytes], pictures: Sequence[str]) -> Path:
-    for name in pictures:
-        if name not in drawn:
-            (directory / name).unlink(missing_ok=True)
-    for name, picture in drawn.items():
-        atomic_write(directory / name, picture)
-    atomic_write(directory / REPORT, page)
-    return directory / REPORT
+    return write_files(directory, page, {"recall.png": plots.to_png(recall_figure(study))}, ())
 
 
 def mask_page(
@@ -157,7 +145,7 @@ def mask_page(
         from_study.again(study, manifest, place),
     ]
     title = f"{'Variable binding' if study else 'Desiderata mask'} in {result.model}"
-    return _document(title, _lead(title, result, manifest), [part for part in sections if part])
+    return document(title, _lead(title, result, manifest), sections)
 
 
 def scores_page(scores: Scores, manifest: Manifest | None = None, place: str = "DIR") -> str:
@@ -181,7 +169,7 @@ def scores_page(scores: Scores, manifest: Manifest | None = None, place: str = "
         f'<h1>{escape(title)}</h1><p class="headline">{escape(scores_words.headline(scores))}</p>'
         f"{warned}{from_scores.tiles(scores)}"
     )
-    return _document(title, lead, [part for part in sections if part])
+    return document(title, lead, sections)
 
 
 def recall_page(study: RecallStudy, manifest: Manifest | None = None, place: str = "DIR") -> str:
@@ -207,7 +195,7 @@ def recall_page(study: RecallStudy, manifest: Manifest | None = None, place: str
         f'<h1>{escape(title)}</h1><p class="headline">{escape(from_recall.headline(study))}</p>'
         f"{paragraph(from_recall.beaten(study))}{paragraph(ended, 'warn') if ended else ''}"
     )
-    return _document(title, lead, [part for part in sections if part])
+    return document(title, lead, sections)
 
 
 def _lead(title: str, result: MaskResult, manifest: Manifest | None) -> str:
@@ -215,21 +203,4 @@ def _lead(title: str, result: MaskResult, manifest: Manifest | None) -> str:
     return (
         f'<h1>{escape(title)}</h1><p class="headline">{escape(headline(result))}</p>'
         f"{warnings}{from_mask.tiles(result)}"
-    )
-
-
-def _document(title: str, lead: str, sections: list[str]) -> str:
-    links = "".join(
-        f'<a href="#{found.group(1)}">{found.group(2)}</a>'
-        for part in sections
-        if (found := _SECTION.match(part))
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style_sheet()}</style></head>\n<body>"
-        f'<header>{lead}</header>\n<nav aria-label="Sections">{links}</nav>\n<main>\n'
-        + "\n".join(sections)
-        + "\n</main>\n<footer>Written by patchkit. The page loads nothing and runs no script.</footer></body></html>\n"
     )
