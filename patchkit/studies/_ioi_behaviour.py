@@ -1,0 +1,200 @@
+"""What each head does on the prompts of indirect objects: where it looks, whether it copies names, what it writes.
+
+The three questions of Wang et al. 2022 ("Interpretability in the Wild", arXiv 2211.00593), asked of every head:
+
+- attention from the last token (END), from the second mention of the subject (S2) and from the token after its first
+  (S1+1);
+- the copying score: a name as it stands in the stream after the first block goes through the head's W_V and W_O and
+  through the final norm to the unembedding; the share of names that are then among the top 5 (for a negative head: among
+  the top 5 of the negated output). Biases, which say nothing about the name, are left out;
+- what the head writes at END: whether IO (or S) is among the top 5 tokens that its output raises, above S (or IO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from patchkit.data import Batch, Pair, positions
+from patchkit.model import PatchModel, Site
+from patchkit.results.ioi import QUERIES, TARGETS, HeadBehaviour
+from patchkit.runtime import MAX_BATCH_TOKENS
+from patchkit.studies._ioi_material import parts
+from patchkit.studies._ioi_repeats import RepeatScores
+from patchkit.tracing import attention_from, capture
+from patchkit.tracing.senders import head_outputs
+
+#: A name counts as raised where it is among so many tokens (Wang et al. 2022).
+TOP = 5
+_NAMES = ("io", "s1", "s2")
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviours:
+    """The behaviour of every head.
+
+    Attributes:
+        attention: mean attention mass from each of QUERIES to each of TARGETS; over targets it sums to 1.
+        copying, negative_copying: share of names.
+        writes: share of prompts whose IO, and whose S, is in the top 5 of what it writes at END, above the other.
+        repeats: on random tokens that come twice.
+    """
+
+    attention: Float[Tensor, "query target layer head"]
+    copying: Float[Tensor, "layer head"]
+    negative_copying: Float[Tensor, "layer head"]
+    writes: Float[Tensor, "2 layer head"]
+    repeats: RepeatScores
+
+    def of(self, layer: int, head: int) -> HeadBehaviour:
+        """The numbers of one head."""
+        attention = {
+            query: {target: float(self.attention[i, j, layer, head]) for j, target in enumerate(TARGETS)}
+            for i, query in enumerate(QUERIES)
+        }
+        return HeadBehaviour(
+            attention=attention,
+            copying=float(self.copying[layer, head]),
+            negative_copying=float(self.negative_copying[layer, head]),
+            writes_io=float(self.writes[0, layer, head]),
+            writes_s=float(self.writes[1, layer, head]),
+            previous=float(self.repeats.previous[layer, head]),
+            duplicate=float(self.repeats.duplicate[layer, head]),
+            induction=float(self.repeats.induction[layer, head]),
+        )
+
+
+def measure_behaviour(
+    model: PatchModel, pairs: Sequence[Pair], repeats: RepeatScores, max_batch_tokens: int = MAX_BATCH_TOKENS
+) -> Behaviours:
+    """Everything but `repeats` on the clean prompts of `pairs`, which need the spans of the IOI task."""
+    dims = model.dims
+    attention = torch.zeros(len(QUERIES), len(TARGETS), dims.n_layers, dims.n_heads)
+    copied = torch.zeros(2, dims.n_layers, dims.n_heads)
+    written = torch.zeros(2, dims.n_layers, dims.n_heads)
+    for part in parts(pairs, max_batch_tokens):
+        batch = Batch.from_ids([pair.clean_ids for pair in part], model.pad_id).to(model.embed_device)
+        attention += _attention(model, part, batch)
+        copied += _copied(model, part, batch)
+        written += _written(model, part, batch)
+    names = len(_NAMES) * len(pairs)
+    return Behaviours(
+        attention=attention / len(pairs),
+        copying=copied[0] / names,
+        negative_copying=copied[1] / names,
+        writes=written / len(pairs),
+        repeats=repeats,
+    )
+
+
+def token_targets(pair: Pair, query: str) -> list[str]:
+    """Which of TARGETS each token of the prompt is, seen from `query`."""
+    asks = pair.spans[query][1] - 1
+    start, end = pair.spans["clause"]
+    found = ["elsewhere"] * len(pair.clean_ids)
+    found[0] = "first token"
+    found[start:end] = ["rest of clause"] * (end - start)
+    if asks:
+        found[asks - 1] = "token before"
+    for target in ("last", "s2", "s1+1", "s1", "io"):
+        start, end = pair.spans[target]
+        found[start:end] = [target] * (end - start)
+    return found
+
+
+def _attention(
+    model: PatchModel, pairs: Sequence[Pair], batch: Batch
+) -> Float[Tensor, "query target layer head"]:
+    width = batch.width
+    sums = []
+    for query in QUERIES:
+        target = torch.zeros(len(pairs), width, len(TARGETS))
+        for row, pair in enumerate(pairs):
+            for token, name in enumerate(token_targets(pair, query)):
+                target[row, width - len(pair.clean_ids) + token, TARGETS.index(name)] = 1
+        columns = positions(batch, [pair.spans[query][1] - 1 for pair in pairs])
+        patterns = attention_from(model, batch, range(model.dims.n_layers), columns)
+        by_layer = [torch.einsum("bhw,bwt->th", patterns[i].cpu().float(), target) for i in sorted(patterns)]
+        sums.append(torch.stack(by_layer, dim=1))
+    return torch.stack(sums)
+
+
+def _copied(model: PatchModel, pairs: Sequence[Pair], batch: Batch) -> Float[Tensor, "2 layer head"]:
+    """How many names each head raises, and how many its negated output does."""
+    before, after = Site("resid_pre", 0), Site("resid_post", 0)
+    streams = {before: [], after: []}
+    ids: list[int] = []
+    for name in _NAMES:
+        at = [pair.spans[name][1] - 1 for pair in pairs]
+        kept = capture(model, batch, (before, after), columns=positions(batch, at))
+        ids += [pair.clean_ids[place] for pair, place in zip(pairs, at, strict=True)]
+        for site, values in kept.values.items():
+            streams[site].append(values)
+    counts = torch.zeros(2, model.dims.n_layers, model.dims.n_heads)
+    with torch.no_grad():
+        for layer in range(model.dims.n_layers):
+            stream = torch.cat(streams[after if layer else before])
+            sent = _through(model, layer, stream)
+            for head in range(model.dims.n_heads):
+                raised = _raised(model, sent[:, head])
+                tokens = torch.tensor(ids, device=raised.device)
+                counts[0, layer, head] = _among_top(raised, tokens).sum()
+                counts[1, layer, head] = _among_top(-raised, tokens).sum()
+    return counts
+
+
+def _written(model: PatchModel, pairs: Sequence[Pair], batch: Batch) -> Float[Tensor, "2 layer head"]:
+    """In how many prompts each head's output at END raises IO more than S, and in how many S more than IO."""
+    sites = [Site("z", layer) for layer in range(model.dims.n_layers)]
+    found = capture(model, batch, sites, columns=positions(batch, -1))
+    counts = torch.zeros(2, model.dims.n_layers, model.dims.n_heads)
+    with torch.no_grad():
+        for site in sites:
+            sent = _behind(model, site.layer, head_outputs(model, site.layer, found.values[site]))
+            for head in range(model.dims.n_heads):
+                raised = _raised(model, sent[:, head])
+                io = torch.tensor([pair.answer_id for pair in pairs], device=raised.device)
+                subject = torch.tensor([pair.wrong_id for pair in pairs], device=raised.device)
+                lead = (raised.gather(1, io[:, None]) - raised.gather(1, subject[:, None]))[:, 0]
+                counts[0, site.layer, head] = (_among_top(raised, io) & (lead > 0)).sum()
+                counts[1, site.layer, head] = (_among_top(raised, subject) & (lead < 0)).sum()
+    return counts
+
+
+def _through(
+    model: PatchModel, layer: int, stream: Float[Tensor, "name d_model"]
+) -> Float[Tensor, "name head d_model"]:
+    """What each head writes where it attends to nothing but a token with this stream."""
+    norm, value = model.attention_norm(layer), model.projections(layer)[2]
+    read = stream if norm is None else norm.unit(stream) * norm.weight.to(stream.device)
+    weight = value.weight.to(read)
+    values = torch.einsum("nd,hde->nhe", read, weight)
+    values = values.repeat_interleave(model.dims.n_heads // model.dims.n_kv_heads, dim=1)
+    return _behind(model, layer, head_outputs(model, layer, values))
+
+
+def _behind(
+    model: PatchModel, layer: int, output: Float[Tensor, "name head d_model"]
+) -> Float[Tensor, "name head d_model"]:
+    """The direction of a head's output behind the norm between heads and stream, where there is one."""
+    norm = model.attention_post_norm(layer)
+    return output if norm is None else norm.unit(output) * norm.weight.to(output.device)
+
+
+def _raised(model: PatchModel, written: Float[Tensor, "name d_model"]) -> Float[Tensor, "name vocab"]:
+    """How much each token's logit is raised, up to a positive factor of each row."""
+    norm = model.final_norm()
+    unembedding = attrgetter(model.arch.unembed)(model.hf).weight
+    normed = norm.unit(written) * norm.weight.to(written.device)
+    return normed.to(unembedding.device) @ unembedding.to(normed.dtype).T
+
+
+def _among_top(logits: Float[Tensor, "name vocab"], tokens: Int[Tensor, " name"]) -> Tensor:
+    own = logits.gather(1, tokens[:, None])
+    # A tie counts against: a head that writes nothing raises nothing.
+    return (logits >= own).sum(1) <= TOP
