@@ -233,13 +233,24 @@ def pairs(
     split: str = "test",
     form: str | None = None,
     operations: tuple[str, ...] = lang.OPERATIONS,
+    n_variables: int | None = None,
+    n_distractors: int | None = None,
 ) -> list[Pair]:
     """Aligned pairs: the corrupt prompt binds another value to the queried variable, and `wrong` is its
-    answer.
+    answer. With `n_variables` and `n_distractors` given, all prompts of a form and operation have one length.
 
     Spans: `name` and `value` of the queried binding, `operation`, `query` (the last token).
     """
-    dataset = value_dependence(tokenizer, n, seed, split, form=form, operations=operations)
+    dataset = value_dependence(
+        tokenizer,
+        n,
+        seed,
+        split,
+        form=form,
+        operations=operations,
+        n_variables=n_variables,
+        n_distractors=n_distractors,
+    )
     names = ("form", "operation")
     return [
         Pair(
