@@ -68,7 +68,6 @@ def write_pairs(path: Path, grid: NodeGrid, numbers: PairNumbers) -> None:
     """Writes one row a pair: id, metrics, and the nodes of each kind as a list, atomically."""
     # Loading Arrow takes as long as a small command; most commands write no scores.
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "id": pa.array(numbers.ids, pa.string()),
@@ -78,11 +77,9 @@ def write_pairs(path: Path, grid: NodeGrid, numbers: PairNumbers) -> None:
     for prefix, values in (("effect", numbers.effects), ("magnitude", numbers.magnitudes)):
         if values is not None:
             columns |= {
-                f"{prefix}.{kind}": _lists(part.flatten(1)) for kind, part in grid.split(values).items()
+                f"{prefix}.{kind}": lists(part.flatten(1)) for kind, part in grid.split(values).items()
             }
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd", use_dictionary=False)
-    atomic_write(path, buffer.getvalue())
+    write_table(path, columns)
 
 
 def read_pairs(path: Path, grid: NodeGrid, pairs: int) -> PairNumbers:
@@ -100,16 +97,26 @@ def read_pairs(path: Path, grid: NodeGrid, pairs: int) -> PairNumbers:
     if missing:
         raise InputError(f"{path}: no column '{missing[0]}', found {', '.join(table.column_names)}.")
     parts = {
-        prefix: {kind: _matrix(path, table, f"{prefix}.{kind}", grid.size(kind)) for kind in grid.kinds}
+        prefix: {kind: matrix(path, table, f"{prefix}.{kind}", grid.size(kind)) for kind in grid.kinds}
         for prefix in prefixes
     }
     return PairNumbers(
         tuple(str(name) for name in table["id"].to_pylist()),
-        _matrix(path, table, "base_metric", 1)[:, 0],
-        _matrix(path, table, "source_metric", 1)[:, 0],
+        matrix(path, table, "base_metric", 1)[:, 0],
+        matrix(path, table, "source_metric", 1)[:, 0],
         grid.join(parts["effect"], lead=1),
         grid.join(parts["magnitude"], lead=1) if "magnitude" in parts else None,
     )
+
+
+def write_table(path: Path, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> None:
+    """Writes a parquet file, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(dict(columns)), buffer, compression="zstd", use_dictionary=False)
+    atomic_write(path, buffer.getvalue())
 
 
 def read_table(path: Path) -> pa.Table:
@@ -153,7 +160,8 @@ def check_means(path: Path, grid: NodeGrid) -> None:
             )
 
 
-def _lists(values: Float[Tensor, "pairs nodes"]) -> pa.ChunkedArray:
+def lists(values: Float[Tensor, "pairs nodes"]) -> pa.ChunkedArray:
+    """A column with a list of numbers a pair."""
     import pyarrow as pa
 
     size = values.shape[1]
@@ -166,7 +174,7 @@ def _lists(values: Float[Tensor, "pairs nodes"]) -> pa.ChunkedArray:
     return pa.chunked_array(arrays, pa.list_(pa.float32()))
 
 
-def _matrix(path: Path, table: pa.Table, name: str, size: int) -> Float[Tensor, "pairs {size}"]:
+def matrix(path: Path, table: pa.Table, name: str, size: int) -> Float[Tensor, "pairs {size}"]:
     """A column of numbers, or of lists of `size` numbers, as a matrix."""
     import pyarrow as pa
 

@@ -7,8 +7,9 @@ edge lowers the metric when the clean run is corrupted), so `EdgeScores.importan
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.model.edges import EdgeGraph
+from patchkit.results import _circuit_files as files
+from patchkit.results.query_heads import by_query_graph, native_receivers
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +124,51 @@ class Circuit:
 
         Membership is all that is copied; scores cannot be.
         """
-        wide = _wide(self.graph)
-        return Circuit(wide, self.edges[:, _narrow_receivers(self.graph)], self.requested)
+        wide = by_query_graph(self.graph)
+        return Circuit(wide, self.edges[:, native_receivers(self.graph)], self._requested_of(wide))
+
+    def by_kv_head(self, n_kv_heads: int) -> Circuit:
+        """The same circuit in the graph with one key and one value receiver a KV head.
+
+        Raises:
+            InputError: a sender has an edge into one query head's key or value and none into another's of its group,
+                which no such circuit can say.
+        """
+        native = replace(self.graph, n_kv_heads=n_kv_heads)
+        if native == self.graph:
+            return self
+        columns = native_receivers(native)
+        edges = torch.zeros(native.real.shape, dtype=torch.int).index_add_(1, columns, self.edges.int()) > 0
+        uneven = (edges[:, columns] != self.edges).nonzero()
+        if len(uneven):
+            sender, receiver = uneven[0].tolist()
+            raise InputError(
+                f"edge {self.graph.edge_name(sender, receiver)} is not in the circuit, but the same edge into another "
+                f"query head of its group is, and the heads of a group share their keys and values; found "
+                f"{len(uneven)} such edges. Evaluate the circuit by query head"
+            )
+        return Circuit(native, edges, self._requested_of(native))
+
+    def _requested_of(self, graph: EdgeGraph) -> int | None:
+        """How many edges were asked for, where the other graph counts edges alike."""
+        return self.requested if graph == self.graph else None
+
+    def save(self, directory: Path | str) -> None:
+        """Writes `circuit.json`, and `circuit.safetensors` where there are too many edges to name them one by one.
+
+        Raises:
+            RunError: the directory cannot be written to.
+        """
+        files.save_circuit(Path(directory), self.graph, self.edges, self.requested)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Circuit:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: a file is missing or malformed, or its edges are not those of its graph.
+        """
+        return cls(*files.load_circuit(Path(directory)))
 
 
 def top_n(
@@ -160,28 +206,39 @@ def greedy(
     """
     keys = _keys(graph, importance, absolute)
     _check_size(graph, n)
-    chosen = torch.zeros_like(graph.real)
+    # Of equal keys the first sender comes first, as in the heap of all edges.
+    ordered = torch.sort(keys, dim=0, descending=True, stable=True)
+    taken: list[tuple[int, int]] = []
+    # The best edge that is left of each receiver that is open: (-key, sender, receiver), with what comes after it.
     heap: list[tuple[float, int, int]] = []
-    opened = torch.zeros(graph.n_receivers, dtype=torch.bool)
+    left: dict[int, Iterator[tuple[float, int]]] = {}
+
+    def push(receiver: int) -> None:
+        best = next(left[receiver], None)
+        if best is not None:
+            heapq.heappush(heap, (-best[0], best[1], receiver))
 
     def open_receiver(receiver: int) -> None:
-        if not opened[receiver]:
-            opened[receiver] = True
-            column = keys[: int(graph.upstream[receiver]), receiver]
-            for sender, key in enumerate(column.tolist()):
-                heapq.heappush(heap, (-key, sender, receiver))
+        if receiver not in left:
+            upstream = int(graph.upstream[receiver])
+            column, senders = (part[:upstream, receiver].tolist() for part in ordered)
+            left[receiver] = iter(list(zip(column, senders, strict=True)))
+            push(receiver)
 
-    included = torch.zeros(graph.n_senders, dtype=torch.bool)
+    included: set[int] = set()
     open_receiver(graph.logits)
     for _ in range(n):
         if not heap:
             break
         _, sender, receiver = heapq.heappop(heap)
-        chosen[sender, receiver] = True
-        if not included[sender]:
-            included[sender] = True
+        push(receiver)
+        taken.append((sender, receiver))
+        if sender not in included:
+            included.add(sender)
             for owned in graph.owner[sender].nonzero()[:, 0].tolist():
                 open_receiver(owned)
+    chosen = torch.zeros_like(graph.real)
+    chosen[tuple(torch.tensor(taken, dtype=torch.long).reshape(-1, 2).T)] = True
     return Circuit(graph, chosen, n)
 
 
@@ -201,6 +258,14 @@ def _keys(graph: EdgeGraph, importance: Tensor, absolute: bool) -> Tensor:
             f"edge {graph.edge_name(sender, receiver)} has no score ({int(unscored.sum())} edges have none), so edges "
             "cannot be ranked; evaluate the circuit as it stands, or score all edges"
         )
+    infinite = importance.isinf() & graph.real
+    if bool(infinite.any()):
+        sender, receiver = infinite.nonzero()[0].tolist()
+        raise InputError(
+            f"edge {graph.edge_name(sender, receiver)} has the score {float(importance[sender, receiver])}; expected "
+            "finite numbers"
+        )
+    importance = importance.detach().cpu()
     keys = importance.abs() if absolute else importance
     return torch.where(graph.real, keys, torch.full_like(keys, -torch.inf))
 
@@ -208,19 +273,3 @@ def _keys(graph: EdgeGraph, importance: Tensor, absolute: bool) -> Tensor:
 def _check_size(graph: EdgeGraph, n: int) -> None:
     if not 0 <= n <= graph.n_edges:
         raise InputError(f"{n} edges were asked for; the graph has {graph.n_edges}")
-
-
-def _wide(graph: EdgeGraph) -> EdgeGraph:
-    return EdgeGraph(graph.n_layers, graph.n_heads, graph.n_heads, graph.parallel, graph.d_model)
-
-
-def _narrow_receivers(graph: EdgeGraph) -> Tensor:
-    """For each receiver of the graph by query head, its receiver in this one."""
-    group = graph.n_heads // graph.n_kv_heads
-    numbers: list[int] = []
-    for layer in range(graph.n_layers):
-        for letter in "qkv":
-            first = graph.receivers_of(layer, letter).start
-            numbers += [first + (head if letter == "q" else head // group) for head in range(graph.n_heads)]
-        numbers.append(graph.mlp_receiver(layer))
-    return torch.tensor([*numbers, graph.logits])

@@ -46,3 +46,12 @@ def check_same_convention(a: Convention | Conventional, b: Convention | Conventi
         raise InputError(
             f"these numbers mean different things and cannot be compared: {shown}; run both with the same options"
         )
+
+
+def importance_sign(method: str, direction: str) -> int:
+    """What turns effects of edges into importances (higher = helps): -1 where a helping edge lowers the metric.
+
+    Corrupting a helping edge lowers it, restoring one raises it; information-flow routes (`ifr`) have no sign and are
+    importances as they are.
+    """
+    return 1 if method == "ifr" or direction == "denoise" else -1

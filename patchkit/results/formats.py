@@ -42,11 +42,15 @@ def write_json(path: Path | str, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Reads a JSON file. InputError names the file, and line and column where it is malformed."""
+def read_json(path: Path | str, *, unique: bool = False) -> Any:
+    """Reads a JSON file. InputError names the file, and line and column where it is malformed.
+
+    `unique` refuses objects that have a key twice, of which Python would keep the last.
+    """
     path = Path(path)
     try:
-        return json.loads(_read_bytes(path).decode("utf-8"))
+        text = read_bytes(path).decode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique if unique else None)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected UTF-8 text, found other bytes at {error.start}.") from error
     except json.JSONDecodeError as error:
@@ -54,6 +58,17 @@ def read_json(path: Path | str) -> Any:
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). "
             "The file was cut short or edited; write it again."
         ) from error
+    except (ValueError, RecursionError) as error:
+        # A key twice, brackets without end, a number of thousands of digits.
+        raise InputError(f"{path}: not JSON that can be read ({error}). Write it again.") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' is there twice")
+    return found
 
 
 def write_model(path: Path | str, model: BaseModel) -> None:
@@ -77,8 +92,13 @@ def read_model(path: Path | str, cls: type[Model], extra: Mapping[str, Any] | No
             f"{path}: expected schema_version {version.default}, found {data['schema_version']!r}. "
             "Another version of patchkit wrote it: read it with that version, or run the command again."
         )
+    return validated(path, cls, {**data, **(extra or {})})
+
+
+def validated(path: Path, cls: type[Model], data: Any) -> Model:
+    """A pydantic model of what was read from `path`; InputError names the file and the fields that are wrong."""
     try:
-        return cls.model_validate({**data, **(extra or {})})
+        return cls.model_validate(data)
     except ValidationError as error:
         raise InputError(_validation_message(path, cls, error)) from error
 
@@ -97,7 +117,7 @@ def save_tensors(
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
     """Reads every tensor of a safetensors file onto the CPU. InputError when it is missing or malformed."""
     path = Path(path)
-    payload = _read_bytes(path)
+    payload = read_bytes(path)
     try:
         return safetensors.torch.load(payload)
     except SafetensorError as error:
@@ -131,7 +151,7 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path}: no such file{beside}. Check the path, or run the command that writes it.")
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     _require_file(path)
     try:
         return path.read_bytes()
