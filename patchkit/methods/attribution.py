@@ -163,7 +163,7 @@ def attribute(
     if method not in METHODS:
         raise InputError(f"method '{method}' is not known; expected one of: {', '.join(METHODS)}")
     asked = ask(model, pairs, options or NodeOptions())
-    _refuse_flat_metric(asked.metric)
+    refuse_flat_metric(asked.metric)
     options = asked.options
     sites = tuple(asked.grid.sites(asked.ids))
     made = replacement(model, pairs, options, sites, reference)
@@ -205,7 +205,8 @@ def attribute(
     )
 
 
-def _refuse_flat_metric(metric: Metric) -> None:
+def refuse_flat_metric(metric: Metric) -> None:
+    """Raises InputError for KL, whose gradient at the base run is zero."""
     if metric.function is kl:
         raise InputError(_flat(metric.name))
 

@@ -3,6 +3,7 @@
 from patchkit.runtime.journal import Journal as Journal
 from patchkit.runtime.program import Cost as Cost
 from patchkit.runtime.program import Program as Program
+from patchkit.runtime.program import Summing as Summing
 from patchkit.runtime.scheduler import (
     MAX_BATCH_TOKENS as MAX_BATCH_TOKENS,
 )

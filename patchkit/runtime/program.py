@@ -44,9 +44,23 @@ class Program(Protocol[Item_contra]):
         ...
 
     def run(self, model: PatchModel, items: Sequence[Item_contra]) -> dict[str, Tensor]:
-        """Tensors whose first axis is the items, in their order. An item's values do not depend on its neighbours."""
+        """Tensors whose first axis is the items, in their order. An item's values do not depend on its neighbours.
+
+        A program that is `Summing` gives sums over the items besides.
+        """
         ...
 
     def cost(self, dims: Dims, items: Sequence[Item_contra]) -> Cost:
         """What `run` on these items takes, without running it."""
+        ...
+
+
+@runtime_checkable
+class Summing(Protocol):
+    """A Program some of whose tensors are sums over the items of a batch, without an axis of items: they are added up,
+    in float64, so that a result of many numbers an item need not be kept for every item."""
+
+    @property
+    def summed(self) -> frozenset[str]:
+        """Names of those tensors."""
         ...

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
 from patchkit.runtime.journal import Journal
-from patchkit.runtime.program import Program
+from patchkit.runtime.program import Program, Summing
 
 Item = TypeVar("Item")
 #: Called with (what is being done, done, total).
@@ -52,7 +52,7 @@ def run_program(
     label: str = "",
     journal: Journal | None = None,
 ) -> dict[str, Tensor]:
-    """Runs a Program over items of any lengths and returns its tensors in the order of the items.
+    """Runs a Program over items of any lengths and returns its tensors in the order of the items; sums are added up.
 
     Args:
         journal: where finished batches are noted, and taken from when the run was interrupted before.
@@ -64,6 +64,8 @@ def run_program(
         raise InputError(f"{label or type(program).__name__}: nothing to run, the list of items is empty")
     order: list[int] = []
     parts: list[dict[str, Tensor]] = []
+    summed = program.summed if isinstance(program, Summing) else frozenset()
+    sums: dict[str, Tensor] = {}
     for batch in length_buckets([program.tokens(item) for item in items], max_batch_tokens):
         part = None if journal is None else journal.read(batch)
         if part is None:
@@ -72,9 +74,12 @@ def run_program(
             }
             if journal is not None:
                 journal.write(batch, part)
-        parts.append(part)
+        for name in summed & part.keys():
+            added = part[name].double()
+            sums[name] = sums[name] + added if name in sums else added
+        parts.append({name: value for name, value in part.items() if name not in summed})
         order.extend(batch)
         if progress is not None:
             progress(label, len(order), len(items))
     back = torch.argsort(torch.tensor(order))
-    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+    return sums | {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}

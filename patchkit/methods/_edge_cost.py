@@ -1,0 +1,93 @@
+"""What edge attribution takes, before it is run: passes through the model, products, and memory beside the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchkit.methods._edge_products import Blocks
+from patchkit.model import Dims, EdgeGraph
+from patchkit.results.edge_scores import EdgeMethod
+from patchkit.runtime import Cost
+
+
+def attribution_cost(dims: Dims, lengths: Sequence[int], method: EdgeMethod, by_query: bool) -> Cost:
+    """Of one batch of prompts of these lengths; a backward of activations counts as a forward.
+
+    Bytes are those beyond the weights, one forward and its backward: what is kept of every layer for the products, the
+    blocks in which these are made, and the scores.
+    """
+    graph = EdgeGraph.of(dims, by_query_head=by_query)
+    tokens, width = sum(lengths), max(lengths)
+    layer = 2 * dims.d_model * (dims.n_heads + dims.n_kv_heads) * dims.d_head + 3 * dims.d_model * max(
+        dims.d_mlp, dims.d_model
+    )
+    forward = layer * dims.n_layers
+    passes = _passes(graph, method)
+    # Of one token: senders and receivers times the width, and both through their projections.
+    products = graph.n_edges * dims.d_model
+    carried = dims.n_layers * (2 * dims.n_heads + 2 * graph.n_kv_heads) * dims.d_head * dims.d_model
+    repeats = _product_repeats(graph, method)
+    forwards = tokens * (passes + repeats * (products + carried) / forward)
+    if method.qk_fix:
+        # One layer's queries and keys for every sender, and its probabilities.
+        scores = 2 * dims.n_heads * dims.d_head * sum(length * length for length in lengths)
+        senders = graph.n_senders * graph.n_layers / 2
+        rows = 2 * dims.d_model * dims.n_heads * dims.d_head
+        forwards += senders * (tokens * rows + scores * (repeats + 1)) / forward
+    return Cost(forwards, 4 * _numbers(graph, dims, len(lengths), width, method))
+
+
+def _passes(graph: EdgeGraph, method: EdgeMethod) -> float:
+    """Forwards and backwards over one prompt of a pair."""
+    steps, layers = method.steps or 1, graph.n_layers
+    match method.name:
+        case "ifr":
+            return 3.0
+        case "clean-corrupted":
+            return 4.0
+        case "eap-ig-inputs":
+            return (1.0 if method.rule == "repo" else 2.0) + 2.0 * steps
+        case "eap-ig-activations" if method.rule == "repo":
+            return 2.0 + 2.0 * steps * (2 * layers + 1)
+        case "eap-ig-activations":
+            # Each sender's runs begin at its layer.
+            begun = 1 + sum((graph.n_heads + 1) * (layers - layer) / layers for layer in range(layers))
+            return 3.0 + 2.0 * steps * begun
+    drops = (layers - 1) / 2 if method.grad_drop else 0.0
+    return 3.0 + drops + (1.0 if method.grad_drop or method.qk_fix else 0.0)
+
+
+def _product_repeats(graph: EdgeGraph, method: EdgeMethod) -> float:
+    """How often every edge's product is made."""
+    if method.name == "ifr":
+        # Senders against one stream a layer, and not against each of its receivers.
+        return 2 / graph.receivers_a_layer
+    if method.name == "eap-ig-activations":
+        return 2.0 * graph.n_layers + 1 if method.rule == "repo" else (method.steps or 1) / graph.n_heads
+    return (graph.n_layers + 1) / 2 if method.grad_drop else 1.0
+
+
+def _numbers(graph: EdgeGraph, dims: Dims, pairs: int, width: int, method: EdgeMethod) -> int:
+    """Numbers held at once beside one forward and its backward."""
+    token = pairs * width
+    heads = (dims.n_heads + 2 * graph.n_kv_heads) * dims.d_head
+    steps = (
+        (method.steps or 1)
+        if method.name == "eap-ig-inputs"
+        else 2
+        if method.name == "clean-corrupted"
+        else 1
+    )
+    # The other run's senders; of each layer gradients at projections and the MLP, and units of both norms for each run.
+    senders = dims.n_layers * (dims.n_heads * dims.d_head + dims.d_model)
+    gradients = dims.n_layers * (heads + dims.d_model + steps * (2 * dims.d_model + graph.receivers_a_layer))
+    if method.qk_fix and method.grad_drop:
+        gradients += dims.n_layers * (dims.n_layers + 1) // 2 * dims.n_heads * dims.d_head
+    blocks = Blocks.of(graph, pairs, width)
+    scores = blocks.pairs * graph.n_senders * graph.n_receivers * (3 if graph.by_query_head else 2)
+    return (
+        token * (senders + gradients)
+        + blocks.numbers(graph, width)
+        + scores
+        + 4 * graph.n_senders * graph.n_receivers
+    )
