@@ -1,4 +1,4 @@
-"""What the IOI study says in words, each sentence made from numbers: what is found, what is not, what is there instead."""
+"""What the IOI study says in words, made from numbers: what is found, what is not, and what is there instead."""
 
 from __future__ import annotations
 
