@@ -96,4 +96,9 @@ def _values(left: Any, right: Any) -> float:
         return max((_values(*items) for items in zip(left, right, strict=True)), default=0.0)
     if isinstance(left, bool) or isinstance(right, bool) or not isinstance(left, (int, float)):
         return 0.0 if left == right else float("inf")
-    return float(abs(left - right)) if isinstance(right, (int, float)) else float("inf")
+    if not isinstance(right, (int, float)):
+        return float("inf")
+    # Graph files say NaN where an edge has no score.
+    if left != left or right != right:
+        return 0.0 if left != left and right != right else float("inf")
+    return float(abs(left - right))
