@@ -324,7 +324,7 @@ def test_scores_of_other_shapes_are_refused() -> None:
         ({"placed": True}, r"mean of these edges: expected shape \[1, 7, 15\]"),
     ):
         with pytest.raises(InputError, match=words):
-            make(**changed)
+            EdgeScores(**(vars(make()) | changed))
 
 
 # Damaged directories.
