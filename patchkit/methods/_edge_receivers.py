@@ -153,6 +153,8 @@ class ReceiverVectors:
 def clean(value: Tensor, real: Bool[Tensor, "batch position"]) -> Tensor:
     """`[batch, position, ...]` in float32 at least, zero on padding, where an activation may be anything."""
     precise = value.to(torch.promote_types(value.dtype, torch.float32))
+    if bool(real.all()):
+        return precise
     mask = real.to(value.device)
     return precise.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0.0)
 
