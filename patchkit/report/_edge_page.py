@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from patchkit.report import _circuit_tests_sections as from_tests
 from patchkit.report import _edge_sections as from_edges
 from patchkit.report import _edge_words as edge_words
+from patchkit.report import _evaluation_sections as from_evaluation
+from patchkit.report import _evaluation_words as evaluation_words
+from patchkit.report import _paths_sections as from_paths
 from patchkit.report import _study_sections as from_study
 from patchkit.report._canvas import to_png
 from patchkit.report._document import document, write_files
 from patchkit.report._edge_plots import concentration_figure, edges_figure, layer_maps, pictured, shares
+from patchkit.report._evaluation_plots import curve_figure, faithfulness_figure
+from patchkit.report._evaluation_words import main_run
 from patchkit.report._html import arrows, escape, paragraph
 from patchkit.report._matrix_plot import matrix_figure
+from patchkit.report._paths_plot import paths_figure
 from patchkit.report._words import state
 from patchkit.results.edge_scores import EdgeScores
+from patchkit.results.evaluation import EVALUATION, Evaluation
 from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
+from patchkit.results.paths import PATHS, PathResult
 
+EVALUATION_PICTURES = ("faithfulness.png", "curve.png")
 EDGES_PICTURES = ("circuit.png", "layers.png", "concentration.png")
 
 
@@ -60,6 +70,72 @@ def edges_page(scores: EdgeScores, manifest: Manifest | None = None, place: str 
     )
 
 
+def write_evaluation_report(directory: Path | str) -> Path:
+    """Writes report.html, faithfulness.png and, where there are curves, curve.png from an evaluation; returns the page.
+
+    Raises InputError for missing or malformed files and RunError when writing fails.
+    """
+    directory = Path(directory)
+    found = Evaluation.load(directory)
+    page = evaluation_page(found, _manifest(directory), place=directory.name)
+    drawn = {}
+    if main_run(found) is not None:
+        drawn["faithfulness.png"] = to_png(faithfulness_figure(found))
+    if found.curves:
+        drawn["curve.png"] = to_png(curve_figure(found.curves))
+    return write_files(directory, page, drawn, EVALUATION_PICTURES)
+
+
+def evaluation_page(found: Evaluation, manifest: Manifest | None = None, place: str = "DIR") -> str:
+    """The page of an evaluation as HTML; `place` is how commands call the run's directory."""
+    sections = [
+        from_evaluation.belief(found),
+        from_evaluation.sizes(found),
+        from_evaluation.curves(found),
+        from_tests.random(found),
+        from_tests.completeness(found),
+        from_tests.minimality(found),
+        from_tests.overlaps(found),
+        from_tests.stability(found),
+        from_tests.repair(found),
+        from_evaluation.notes(found),
+        from_evaluation.protocol(found, manifest),
+        from_study.again(None, manifest, place, counted="pairs"),
+    ]
+    title = f"Is the circuit enough? {found.model}: {evaluation_words.method_name(found)}"
+    warned = [*evaluation_words.warnings(found), state(manifest)]
+    lead = _lead(title, evaluation_words.headline(found), warned, from_evaluation.tiles(found))
+    return document(title, lead, sections)
+
+
+def write_paths_report(directory: Path | str) -> Path:
+    """Writes report.html and, where a sender has an effect, paths.png from a `paths` run; returns report.html's path.
+
+    Raises InputError for missing or malformed files and RunError when writing fails.
+    """
+    directory = Path(directory)
+    found = PathResult.load(directory)
+    page = paths_page(found, _manifest(directory), place=directory.name)
+    drawn = {"paths.png": to_png(paths_figure(found))} if found.stages else {}
+    return write_files(directory, page, drawn, ("paths.png",))
+
+
+def paths_page(found: PathResult, manifest: Manifest | None = None, place: str = "DIR") -> str:
+    """The page of path patching as HTML; `place` is how commands call the run's directory."""
+    sections = [
+        from_paths.picture(found),
+        *from_paths.stages(found),
+        from_paths.notes(found),
+        from_paths.reading(found, manifest),
+        from_study.again(None, manifest, place, counted="pairs"),
+    ]
+    title = f"Path patching in {found.model}"
+    warned = [*from_paths.warnings(found), state(manifest)]
+    return document(
+        title, _lead(title, from_paths.headline(found), warned, from_paths.tiles(found)), sections
+    )
+
+
 def _lead(title: str, headline: str, warned: Sequence[str], tiles: str) -> str:
     """What stands on top: the title, the answer in a sentence, what limits it, and the main numbers."""
     said = "".join(paragraph(text, "warn") for text in warned if text)
@@ -72,4 +148,6 @@ def _manifest(directory: Path) -> Manifest | None:
 
 WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "edges.json": ("`patchkit edges`", write_edges_report),
+    EVALUATION: ("`patchkit evaluate`", write_evaluation_report),
+    PATHS: ("`patchkit paths`", write_paths_report),
 }

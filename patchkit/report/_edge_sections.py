@@ -186,7 +186,7 @@ def table(scores: EdgeScores) -> str:
     up, down = sum(mean > 0 for _, mean, _ in listed), sum(mean < 0 for _, mean, _ in listed)
     over = f"means over {count(pairs)} pairs" if several else "one pair"
     kind = "Exact effects" if scores.method.name in ("exact", "acdc") else "Estimated effects"
-    told = f"{kind} on {scores.convention.metric}, {over}, by size. Cut alone, {up} of these edges raise it, {down} lower it."
+    told = f"{kind} on {scores.convention.metric}, {over}, by size. Cut alone, {up} of these raise it, {down} lower it."
     if flows(scores):
         told = f"Shares of what the receiver reads, {over}. Left out: receivers that have one sender only."
     made = Table(told, list(columns), list(zip(*columns.values(), strict=True)))

@@ -62,7 +62,7 @@ def matrix_figure(
         widest: inches of a cell at most.
     """
     wide, tall = _cell(maps, rows, widest)
-    left = 0.16 + 0.2 * bool(down) + _LETTER * max((min(len(name), _LONGEST) for name in rows), default=0)
+    left = 0.2 + 0.24 * bool(down) + _LETTER * max((min(len(name), _LONGEST) for name in rows), default=0)
     below = _below(maps, wide)
     drawn = sum(len(panel.columns) * wide for panel in maps) + _GAP * (len(maps) - 1)
     width, height = max(_NARROWEST, left + drawn + 0.3), _TOP + len(rows) * tall + below + _KEY
