@@ -126,6 +126,20 @@ def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
                 module.output = _pack(model, parts)
 
 
+def skip_projections(model: PatchModel, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Puts queries, keys and values, in canonical shape, in the place of a layer's projections, which then do not run.
+
+    Call it inside a trace. What the family does behind its projections (q/k norms, rotary, windows) is done with these.
+    """
+    block, arch = model.block(layer), model.arch
+    parts = [queries, keys, values]
+    if arch.packing == "separate":
+        for path, part in zip(arch.qkv, parts, strict=True):
+            module_at(block, path).skip(part.flatten(-2))
+    else:
+        module_at(block, arch.qkv[0]).skip(_pack(model, parts))
+
+
 def attention_arguments(model: PatchModel, layer: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """(queries, keys, keyword arguments) of the layer's attention call, canonical shapes; inside a trace."""
     arguments, keywords = _attention_call(model.block(layer), model.arch.attn).inputs
