@@ -7,6 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from patchkit.errors import InputError
+from patchkit.model.edges import EdgeGraph
+from patchkit.results.circuit import Circuit
 from patchkit.results.convention import Convention
 from patchkit.results.formats import read_model, write_model
 
@@ -74,3 +77,26 @@ class PathResult(_Frozen):
     def load(cls, directory: Path | str) -> PathResult:
         """Reads paths.json; InputError if it is missing or malformed."""
         return read_model(Path(directory) / PATHS, cls)
+
+
+def as_circuit(result: PathResult, graph: EdgeGraph) -> Circuit:
+    """The edges of a staged result: from every sender chosen in a stage to those of the stage's receivers that it is
+    upstream of, and nothing else.
+
+    A path through recomputed MLPs is here the one edge between its ends; the MLPs on the way are not added.
+
+    Args:
+        graph: native, of the model that the paths are of.
+
+    Raises:
+        InputError: nothing was chosen, as in a plain run, or a node is not the graph's.
+    """
+    pairs = [(graph.find_sender(start), graph.find_receiver(end)) for start, end in result.edges()]
+    if not pairs:
+        raise InputError(
+            "no stage of this result has chosen a sender, so it has no circuit; iterative path patching chooses"
+        )
+    edges = graph.real.new_zeros(graph.real.shape)
+    for sender, receiver in pairs:
+        edges[sender, receiver] = graph.real[sender, receiver]
+    return Circuit(graph, edges)

@@ -114,20 +114,76 @@ def run_swapped(
     Raises:
         InputError: a swap that a restart there would miss, or of another shape than its site.
     """
-    for swap in swaps:
-        _check(swap, model, base, len(pairs), layer, start)
-    prepare(model, [swap.site for swap in swaps])
-    inputs = _inputs(model, base, pairs, start)
-    rows = _Rows(model, base, pairs, {swap.site: swap for swap in swaps}, layer, start)
+    return run_watched(model, base, pairs, swaps, (), layer=layer, start=start)[0]
+
+
+def run_watched(
+    model: PatchModel,
+    base: BaseRun,
+    pairs: Int[Tensor, " rows"],
+    swaps: Sequence[Swap],
+    watched: Sequence[Site],
+    *,
+    layer: int,
+    start: int,
+) -> tuple[Float[Tensor, "rows vocab"], dict[Site, Float[Tensor, "rows d_model"]]]:
+    """`run_swapped`, and what some vectors of the stream or of modules were at the last position.
+
+    Args:
+        watched: sites of kinds that are one vector a position, none below `layer`.
+    """
+    inputs, rows = _prepared(model, base, pairs, swaps, layer, start)
+    rows.watched = frozenset(watched)
     with torch.no_grad():
         with model.lm.trace(**inputs):
             rows.run()
-            logits = model.lm.output.logits[:, -1].save()
-    return logits
+            kept = nnsight.save((model.lm.output.logits[:, -1], rows.seen))
+    return kept
+
+
+def read_heads(
+    model: PatchModel,
+    base: BaseRun,
+    pairs: Int[Tensor, " rows"],
+    swaps: Sequence[Swap],
+    *,
+    layer: int,
+    start: int,
+) -> Float[Tensor, "rows position head d_head"]:
+    """z of one layer of patched runs, from column `start` on: they end there, so that one layer's attention is all that
+    is run.
+
+    Args:
+        swaps: at sites of that layer up to its attention; see `run_swapped`.
+
+    Raises:
+        InputError: as `run_swapped`.
+    """
+    inputs, rows = _prepared(model, base, pairs, swaps, layer, start)
+    with torch.no_grad():
+        with model.lm.trace(**inputs) as tracer:
+            heads = nnsight.save(rows.reach_heads())
+            tracer.stop()
+    return heads
+
+
+def _prepared(
+    model: PatchModel,
+    base: BaseRun,
+    pairs: Int[Tensor, " rows"],
+    swaps: Sequence[Swap],
+    layer: int,
+    start: int,
+) -> tuple[dict[str, Any], _Rows]:
+    for swap in swaps:
+        _check(swap, model, base, len(pairs), layer, start)
+    prepare(model, [swap.site for swap in swaps])
+    rows = _Rows(model, base, pairs, {swap.site: swap for swap in swaps}, layer, start)
+    return _inputs(model, base, pairs, start), rows
 
 
 class _Rows:
-    """Patched rows of one restart; `run` is called in the trace's body."""
+    """Patched rows of one restart; `run` or `reach_heads` is called in the trace's body."""
 
     def __init__(
         self,
@@ -140,6 +196,9 @@ class _Rows:
     ) -> None:
         self.model, self.base, self.pairs, self.swaps = model, base, pairs, swaps
         self.layer, self.start, self.width = layer, start, base.batch.width
+        #: Sites that are read at the last position, and what they were.
+        self.watched: frozenset[Site] = frozenset()
+        self.seen: dict[Site, Tensor] = {}
         here = [swap for swap in swaps.values() if swap.site.layer == layer]
         #: Whether the restart is behind the layer's attention, and then how many columns differ in that layer.
         self.behind = bool(here) and layer in base.heads
@@ -151,16 +210,27 @@ class _Rows:
             self.changed = self.width - start
 
     def run(self) -> None:
-        if self.layer:
-            # Only the last skipped block's output is read, but each must give something of that shape.
-            reached = self._of_base(self.base.streams[self.layer], self.start)
-            for below in range(self.layer):
-                self.model.block(below).skip(reached)
+        self._skip_below()
         for layer in range(self.layer, self.model.dims.n_layers):
             if layer == self.layer and self.behind:
                 self._patched_layer(layer)
             else:
                 self._layer(layer, last=layer == self.model.dims.n_layers - 1)
+
+    def reach_heads(self) -> Tensor:
+        self._skip_below()
+        for kind in KINDS:
+            if kind == "z":
+                break
+            self._swap(Site(kind, self.layer))
+        return read_site(self.model, Site("z", self.layer))
+
+    def _skip_below(self) -> None:
+        if self.layer:
+            # Only the last skipped block's output is read, but each must give something of that shape.
+            reached = self._of_base(self.base.streams[self.layer], self.start)
+            for below in range(self.layer):
+                self.model.block(below).skip(reached)
 
     def _layer(self, layer: int, last: bool) -> None:
         block = self.model.block(layer)
@@ -182,6 +252,8 @@ class _Rows:
         if arch.attn_out is None:
             # The output projection does not run by itself now, so its output is patched before it is handed over.
             added = self._put_in(Site("attn_out", layer), added)
+            if Site("attn_out", layer) in self.watched:
+                self.seen[Site("attn_out", layer)] = added[:, -1]
         module_at(block, arch.attn).skip((added, None))
         if arch.attn_out is not None:
             self._swap(Site("attn_out", layer))
@@ -207,6 +279,8 @@ class _Rows:
             # Nothing read here is kept, so even a site that is written in place needs no copy.
             current = raw_site(self.model, site) if site.kind == "resid_mid" else read_site(self.model, site)
             write_site(self.model, site, self.swaps[site].apply(current, self.pairs, first))
+        if site in self.watched:
+            self.seen[site] = read_site(self.model, site)[:, -1]
 
     def _put_in(self, site: Site, activation: Tensor) -> Tensor:
         return self.swaps[site].apply(activation, self.pairs) if site in self.swaps else activation
