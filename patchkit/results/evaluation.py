@@ -139,6 +139,9 @@ class Overlap(_Frozen):
     auroc: float | None = Field(
         default=None, description="of |importances| against the reference; None without scores"
     )
+    requested: int | None = Field(
+        default=None, description="edges that the circuit was asked for, as in its CircuitRun"
+    )
 
 
 class Stability(_Frozen):
@@ -188,8 +191,10 @@ class Evaluation(_Frozen):
     method: str = Field(description="how edges were scored, or 'given'")
     graph_edges: int
     pair_ids: list[str]
-    clean_metric: float
-    corrupt_metric: float
+    clean_metric: float = Field(
+        description="of the base runs, mean over pairs: the clean prompts' for direction noise"
+    )
+    corrupt_metric: float = Field(description="of the runs with every edge cut (every node replaced)")
     circuits: list[CircuitRun]
     curves: list[Curve] = Field(default_factory=list)
     completeness: Completeness | None = None
@@ -198,6 +203,12 @@ class Evaluation(_Frozen):
     overlaps: list[Overlap] = Field(default_factory=list)
     stability: Stability | None = None
     repair: SelfRepair | None = None
+    tested: int | None = Field(
+        default=None,
+        description="which of `circuits` completeness, minimality, the random test and stability are about",
+    )
+    clean_per_pair: list[float] = Field(default_factory=list)
+    corrupt_per_pair: list[float] = Field(default_factory=list)
     cost: float = Field(description="forward-equivalents; 1 = one forward over every clean prompt")
     notes: list[str] = Field(
         default_factory=list, description="what a reader must know, e.g. circuits that are empty"
