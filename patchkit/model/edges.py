@@ -25,8 +25,12 @@ from torch import Tensor
 from patchkit.errors import InputError
 from patchkit.model.dims import Dims
 
-_RECEIVER = re.compile(r"a(?P<layer>[0-9]+)\.h(?P<head>[0-9]+)<(?P<letter>[qkv])>")
-_SENDER = re.compile(r"(?:a(?P<attention>[0-9]+)\.h(?P<head>[0-9]+)|m(?P<mlp>[0-9]+))")
+# As names are written: each node has one, without zeros in front.
+_NUMBER = "0|[1-9][0-9]{0,8}"
+_RECEIVER = re.compile(
+    rf"(?:a(?P<layer>{_NUMBER})\.h(?P<head>{_NUMBER})<(?P<letter>[qkv])>|m(?P<mlp>{_NUMBER}))"
+)
+_SENDER = re.compile(rf"(?:a(?P<attention>{_NUMBER})\.h(?P<head>{_NUMBER})|m(?P<mlp>{_NUMBER}))")
 
 
 @dataclass(frozen=True)
@@ -173,12 +177,12 @@ class EdgeGraph:
         if name == "logits":
             return self.logits
         match = _RECEIVER.fullmatch(name)
-        if match is not None and int(match["layer"]) < self.n_layers:
+        if match is not None and int(match["mlp"] or match["layer"]) < self.n_layers:
+            if match["mlp"]:
+                return self.mlp_receiver(int(match["mlp"]))
             found = self.receivers_of(int(match["layer"]), match["letter"])
             if int(match["head"]) < found.stop - found.start:
                 return found.start + int(match["head"])
-        if name[:1] == "m" and name[1:].isdecimal() and int(name[1:]) < self.n_layers:
-            return self.mlp_receiver(int(name[1:]))
         raise InputError(
             f"receiver '{name}': expected logits, m{{layer}}, or a{{layer}}.h{{head}} with <q>, <k> or <v>; layers 0 to "
             f"{self.n_layers - 1}, query heads 0 to {self.n_heads - 1}, key and value heads 0 to {self.n_kv_heads - 1}"
