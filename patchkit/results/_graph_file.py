@@ -42,6 +42,9 @@ class Origin(BaseModel):
         description="edges into keys and values that several query heads share: there are none; scored head by head; "
         "unscored, because only the heads' sum is known",
     )
+    ranking: Literal["signed", "absolute"] | None = Field(
+        default=None, description="how edges are, or were, ranked by these numbers, where that was said"
+    )
 
     @model_validator(mode="after")
     def _effects_have_a_sign(self) -> Origin:
