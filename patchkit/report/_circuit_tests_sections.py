@@ -28,7 +28,7 @@ from patchkit.report._html import (
 from patchkit.report._tables import Cell, Table, head_cell, number_cell, text_cell
 from patchkit.results.evaluation import Evaluation, Overlap
 
-SHOWN = 25
+SHOWN, FEWEST = 25, 12
 
 
 def completeness(found: Evaluation) -> str:
@@ -194,7 +194,7 @@ def stability(found: Evaluation) -> str:
     ordered = sorted(made.frequency, key=lambda entry: entry[1])
     rows = [
         [Cell(arrows(name), head=True), Cell(percent(share), heat=share, number=True)]
-        for name, share in ordered[:SHOWN]
+        for name, share in ordered[:FEWEST]
     ]
     told = f"The {count(len(rows))} edges of the circuit that the fewest draws hold, in per cent of draws."
     listed = Table(told, ["edge", "draws, %"], rows).render() if rows else ""

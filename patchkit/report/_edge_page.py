@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from patchkit.errors import InputError
 from patchkit.report import _circuit_tests_sections as from_tests
+from patchkit.report import _circuits_sections as from_circuits
 from patchkit.report import _edge_sections as from_edges
 from patchkit.report import _edge_words as edge_words
 from patchkit.report import _evaluation_sections as from_evaluation
 from patchkit.report import _evaluation_words as evaluation_words
 from patchkit.report import _paths_sections as from_paths
+from patchkit.report import _scrub_sections as from_scrubbing
 from patchkit.report import _study_sections as from_study
 from patchkit.report._canvas import to_png
+from patchkit.report._circuits_plots import areas_figure, methods_figure
 from patchkit.report._document import document, write_files
 from patchkit.report._edge_plots import concentration_figure, edges_figure, layer_maps, pictured, shares
 from patchkit.report._evaluation_plots import curve_figure, faithfulness_figure
@@ -20,12 +24,16 @@ from patchkit.report._evaluation_words import main_run
 from patchkit.report._html import arrows, escape, paragraph
 from patchkit.report._matrix_plot import matrix_figure
 from patchkit.report._paths_plot import paths_figure
+from patchkit.report._scrub_plot import recovered_figure
 from patchkit.report._words import state
+from patchkit.results.circuit_study import CIRCUITS, CircuitStudy
 from patchkit.results.edge_scores import EdgeScores
 from patchkit.results.evaluation import EVALUATION, Evaluation
 from patchkit.results.manifest import MANIFEST, Manifest, read_manifest
 from patchkit.results.paths import PATHS, PathResult
+from patchkit.results.scrubbing import SCRUBBING, Scrubbing
 
+CIRCUITS_PICTURES = ("circuits.png", "areas.png")
 EVALUATION_PICTURES = ("faithfulness.png", "curve.png")
 EDGES_PICTURES = ("circuit.png", "layers.png", "concentration.png")
 
@@ -136,6 +144,79 @@ def paths_page(found: PathResult, manifest: Manifest | None = None, place: str =
     )
 
 
+def write_scrubbing_report(directory: Path | str) -> Path:
+    """Writes report.html and scrubbing.png of scrubbed hypotheses; returns report.html's path.
+
+    Raises InputError for missing or malformed files and RunError when writing fails.
+    """
+    directory = Path(directory)
+    found = Scrubbing.load(directory)
+    page = scrubbing_page(found, _manifest(directory), place=directory.name)
+    return write_files(directory, page, {"scrubbing.png": to_png(recovered_figure(found))}, ())
+
+
+def scrubbing_page(found: Scrubbing, manifest: Manifest | None = None, place: str = "DIR") -> str:
+    """The page of causal scrubbing as HTML; `place` is how commands call the run's directory.
+
+    Raises InputError when no hypothesis was scrubbed.
+    """
+    if not found.results:
+        raise InputError(
+            "scrubbing.json: field results is empty, so there is nothing to show. Scrub a hypothesis."
+        )
+    sections = [
+        from_scrubbing.question(found),
+        from_scrubbing.recovered(found),
+        from_scrubbing.findings(found),
+        from_scrubbing.nodes(found),
+        from_scrubbing.notes(found),
+        from_scrubbing.reading(found, manifest),
+        from_scrubbing.again(found, manifest, place),
+    ]
+    title = f"Causal scrubbing of {found.results[0].model}"
+    warned = [*from_scrubbing.warnings(found), state(manifest)]
+    lead = _lead(title, from_scrubbing.headline(found), warned, from_scrubbing.tiles(found))
+    return document(title, lead, sections)
+
+
+def write_circuits_report(directory: Path | str) -> Path:
+    """Writes report.html, circuits.png and, where there are curves, areas.png of a study of circuits; returns the page.
+
+    Raises InputError for missing or malformed files and RunError when writing fails.
+    """
+    directory = Path(directory)
+    study = CircuitStudy.load(directory)
+    page = circuits_page(study, _manifest(directory), place=directory.name)
+    drawn = {"circuits.png": to_png(methods_figure(study))}
+    if any(row.curves for row in study.methods):
+        drawn["areas.png"] = to_png(areas_figure(study))
+    return write_files(directory, page, drawn, CIRCUITS_PICTURES)
+
+
+def circuits_page(study: CircuitStudy, manifest: Manifest | None = None, place: str = "DIR") -> str:
+    """The page of a study of circuits as HTML; `place` is how commands call the run's directory.
+
+    Raises InputError when the study has no methods.
+    """
+    if not study.methods:
+        raise InputError(
+            "circuits.json: field methods is empty, so there is nothing to show. Run the study again."
+        )
+    sections = [
+        from_circuits.question(study),
+        from_circuits.table(study),
+        from_circuits.faithfulness(study),
+        from_circuits.areas(study),
+        from_circuits.overlaps(study),
+        from_circuits.findings(study),
+        from_circuits.reading(study),
+        from_circuits.again(study, manifest, place),
+    ]
+    title = f"Which scores find a faithful circuit? {study.model}, {study.task}"
+    lead = _lead(title, from_circuits.headline(study), [state(manifest)], from_circuits.tiles(study))
+    return document(title, lead, sections)
+
+
 def _lead(title: str, headline: str, warned: Sequence[str], tiles: str) -> str:
     """What stands on top: the title, the answer in a sentence, what limits it, and the main numbers."""
     said = "".join(paragraph(text, "warn") for text in warned if text)
@@ -150,4 +231,6 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "edges.json": ("`patchkit edges`", write_edges_report),
     EVALUATION: ("`patchkit evaluate`", write_evaluation_report),
     PATHS: ("`patchkit paths`", write_paths_report),
+    SCRUBBING: ("`patchkit study scrubbing`", write_scrubbing_report),
+    CIRCUITS: ("`patchkit study circuits`", write_circuits_report),
 }

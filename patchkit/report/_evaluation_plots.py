@@ -66,8 +66,8 @@ def faithfulness_figure(found: Evaluation) -> Figure:
 def curve_figure(curves: Sequence[Curve]) -> Figure:
     """f(k) of each curve against the share of edges asked for: on the axis of the areas, and on a logarithmic one."""
     figure = figure_of(9.8, 3.9)
-    # The page cuts a little off the top of a wide picture.
-    figure.set_layout_engine("constrained", h_pad=0.12)
+    # The page cuts a little off the top and the left of a wide picture.
+    figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.2)
     left, right = figure.subplots(1, 2, sharey=True)
     values = [100 * f for curve in curves for f in curve.f if f is not None]
     for axes in (left, right):

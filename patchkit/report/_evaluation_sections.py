@@ -97,7 +97,7 @@ def sizes(found: Evaluation) -> str:
         alt = f"Line chart of faithfulness against the number of edges: {said}."
         caption = (
             "0 % is the metric with every edge cut, 100 % that of the whole model. Grey lines lead to the number of "
-            "edges that was asked for."
+            "edges that was asked for; crosses, at that number, are empty circuits."
         )
         drawn = figure(to_svg(faithfulness_figure(found), alt, "faith"), caption)
     kinds = runs_by_kind(found.circuits)

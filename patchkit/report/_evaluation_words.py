@@ -35,10 +35,15 @@ def main_run(found: Evaluation) -> CircuitRun | None:
     None when there is no circuit with an edge and a score.
     """
     known = [run for run in found.circuits if not run.empty and run.faithfulness is not None]
-    enough = [run for run in known if (run.faithfulness or 0.0) >= FAITHFUL]
+    enough = [run for run in known if near(run.faithfulness)]
     if enough:
         return min(enough, key=lambda run: run.n_edges)
     return min(known, key=lambda run: abs(1 - (run.faithfulness or 0.0)), default=None)
+
+
+def near(faithfulness: float | None) -> bool:
+    """Whether a circuit does nearly what the whole model does: not much less, and not much more."""
+    return faithfulness is not None and abs(1 - faithfulness) <= 1 - FAITHFUL + 1e-9
 
 
 def tested_run(found: Evaluation) -> CircuitRun | None:
@@ -76,12 +81,14 @@ def headline(found: Evaluation) -> str:
     kept = f"{unit(run.faithfulness)} of {metric}{_between(run)}"
     if len([each for each in found.circuits if not each.empty]) == 1:
         said = f"The circuit of {size_of(run, found)} keeps {kept}"
-    elif (run.faithfulness or 0.0) >= FAITHFUL:
+    elif near(run.faithfulness):
         said = f"{size_of(run, found)} are enough for {kept}"
     else:
         most = count(max(each.n_edges for each in found.circuits))
-        best = f"the best, of {size_of(run, found)}, keeps {kept}"
-        said = f"No circuit of up to {most} edges keeps {100 * FAITHFUL:.0f} %: {best}"
+        said = (
+            f"No circuit of up to {most} edges comes within {100 * (1 - FAITHFUL):.0f} points of the whole model: the "
+            f"nearest, of {size_of(run, found)}, keeps {kept}"
+        )
     return f"{said}{_chance(found)}."
 
 
@@ -124,8 +131,8 @@ def warnings(found: Evaluation) -> list[str]:
         of = f" (asked for: {asked} edges)" if asked else ""
         verb = "is" if len(empty) == 1 else "are"
         said.append(
-            f"{count(len(empty))} of {count(len(found.circuits))} circuits {verb} empty after pruning{of}: no edge lies "
-            "on a path from the input to the logits. Their metric is that of the model with every edge cut."
+            f"{count(len(empty))} of {count(len(found.circuits))} circuits {verb} empty after pruning{of}: no edge "
+            "lies on a path from the input to the logits. Their metric is that of the model with every edge cut."
         )
     if found.random is not None and found.random.p_value >= CHANCE:
         said.append(
