@@ -7,6 +7,7 @@ under thresholds that are kept beside them; nothing here is taken from what is p
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,8 +19,9 @@ from patchkit.results.study import AttentionExample
 
 IOI = "ioi.json"
 
-#: Tokens whose attention is measured: the end of the prompt, the second mention of S, the token after its first.
-QUERIES = ("last", "s2", "s1+1")
+#: Tokens whose attention is measured: the end of the prompt, the second mention of S, the token after its first, and the
+#: tokens of the names' clause behind both names (their mean).
+QUERIES = ("last", "s2", "s1+1", "clause")
 #: What it goes to; every token of a prompt is one of these, the first that fits. The clause is that of both names.
 TARGETS = ("io", "s1", "s1+1", "s2", "last", "token before", "rest of clause", "first token", "elsewhere")
 
@@ -32,7 +34,7 @@ class HeadBehaviour(_Frozen):
     """What one head does, in numbers: means over prompts, all between 0 and 1."""
 
     attention: dict[str, dict[str, float]] = Field(
-        description="from (last, s2, s1+1) -> to -> mean attention mass; sums to 1 over `to`"
+        description="from (last, s2, s1+1, clause) -> to -> mean attention mass; sums to 1 over `to`"
     )
     copying: float = Field(
         description="share of names that its W_V W_O puts among the top 5 tokens (Wang et al. 2022)"
@@ -48,10 +50,11 @@ class HeadBehaviour(_Frozen):
 
 
 class StageShare(_Frozen):
-    """The effect of a head on one set of receivers, as path patching found it."""
+    """The effect of a head on one set of receivers, as path patching found it under one corruption."""
 
-    stage: str
-    share: float = Field(description="of (clean - corrupt); -1 breaks all of the behaviour")
+    corruption: str
+    stage: str = Field(description="e.g. 'on the logits', 'on the values of group 1'")
+    share: float = Field(description="effect / (clean - corrupt): -1 breaks all of the behaviour")
     chosen: bool
 
 
@@ -62,12 +65,12 @@ class HeadRow(_Frozen):
     classes: list[str] = Field(description="every class whose rule it meets; empty for an unnamed head")
     evidence: str = Field(description="why, or what an unnamed head does, with numbers")
     in_circuit: bool
-    stages: list[StageShare] = Field(description="those stages in which it is upstream")
+    stages: list[StageShare] = Field(description="those in which it was a sender, as they were run")
     behaviour: HeadBehaviour
-    direct_after: float | None = Field(
+    takes_over: float | None = Field(
         default=None,
-        description="change of its direct effect when the movers are knocked out, in units of (clean - corrupt); None "
-        "for a head that was knocked out itself, or where nothing was",
+        description="what its direct effect helps more when the movers are knocked out, in units of (clean - corrupt); "
+        "None for a head that was knocked out itself, or where nothing was",
     )
 
 
@@ -78,19 +81,30 @@ class Rule(_Frozen):
     criterion: str = Field(description="in words, with its thresholds")
     heads: list[str] = Field(description="that meet it, in the circuit or not")
     nearest: str | None = Field(
-        default=None, description="where none does: the head that comes nearest, with its numbers"
+        default=None,
+        description="where none does: the head that comes nearest, with its numbers, or what nobody could be asked for",
     )
 
 
-class TemplateScore(_Frozen):
-    """The circuit on the prompts of one template, what is outside of it replaced by the template's means over ABC."""
+class ProtocolScore(_Frozen):
+    """The circuit under one protocol: the same heads may score from nothing to everything under another."""
 
-    template: str
+    circuit: Literal["all edges", "traced edges"] = Field(
+        description="all edges among its nodes, or between heads only those that were traced"
+    )
+    corruption: str
+    ablation: str
+    patching: Literal["edge", "node"]
+    template: str | None = Field(
+        default=None, description="the one template of the pairs; the means are then its own"
+    )
     pairs: int
+    n_edges: int
     clean_metric: float
     circuit_metric: float
     corrupt_metric: float
     faithfulness: float | None
+    interval: tuple[float, float] | None = Field(default=None, description="95 % bootstrap of faithfulness")
 
 
 class Accuracy(_Frozen):
@@ -111,19 +125,23 @@ class IoiStudy(_Frozen):
     )
     examples: list[dict[str, str]] = Field(description="prompts in words: clean, corrupt, answer, wrong")
     convention: Convention
-    corruption: str
-    pairs: int
+    pairs: int = Field(description="that paths were patched on and heads were watched on")
     seeds: dict[str, int] = Field(description="what was drawn -> its seed")
     parameters: dict[str, str] = Field(description="label -> value: sizes and thresholds")
     accuracy: Accuracy
-    paths: PathResult
+    paths: dict[str, PathResult] = Field(description="corruption -> stages from the logits backwards")
     heads: list[HeadRow] = Field(description="all heads of the model, by layer")
     rules: list[Rule]
     attention: list[AttentionExample] = Field(description="circuit heads on one prompt")
-    circuit_nodes: list[str]
-    circuit_edges: list[str]
-    evaluation: Evaluation
-    templates: list[TemplateScore]
+    circuit_nodes: list[str] = Field(description="heads and MLPs; the input besides")
+    traced_edges: list[str] = Field(
+        description="edges between heads, and from heads to the logits, that were traced"
+    )
+    evaluation: Evaluation = Field(description="of the circuit with all edges, under node patching")
+    protocols: list[ProtocolScore] = Field(description="the circuit under this and other protocols")
+    knocked_out: str = Field(
+        description="what the group is that was knocked out, in words; empty where none was"
+    )
     comparison: dict[str, str] = Field(
         default_factory=dict, description="published figure -> ours, when the model is theirs"
     )

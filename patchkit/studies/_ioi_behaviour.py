@@ -2,8 +2,8 @@
 
 The three questions of Wang et al. 2022 ("Interpretability in the Wild", arXiv 2211.00593), asked of every head:
 
-- attention from the last token (END), from the second mention of the subject (S2) and from the token after its first
-  (S1+1);
+- attention from the last token (END), from the second mention of the subject (S2), from the token after its first (S1+1),
+  and from the tokens of the names' clause behind both names;
 - the copying score: a name as it stands in the stream after the first block goes through the head's W_V and W_O and
   through the final norm to the unembedding; the share of names that are then among the top 5 (for a negative head: among
   the top 5 of the negated output). Biases, which say nothing about the name, are left out;
@@ -74,12 +74,11 @@ def measure_behaviour(
 ) -> Behaviours:
     """Everything but `repeats` on the clean prompts of `pairs`, which need the spans of the IOI task."""
     dims = model.dims
-    attention = torch.zeros(len(QUERIES), len(TARGETS), dims.n_layers, dims.n_heads)
+    attention = _attention(model, pairs, max_batch_tokens)
     copied = torch.zeros(2, dims.n_layers, dims.n_heads)
     written = torch.zeros(2, dims.n_layers, dims.n_heads)
     for part in parts(pairs, max_batch_tokens):
         batch = Batch.from_ids([pair.clean_ids for pair in part], model.pad_id).to(model.embed_device)
-        attention += _attention(model, part, batch)
         copied += _copied(model, part, batch)
         written += _written(model, part, batch)
     names = len(_NAMES) * len(pairs)
@@ -92,9 +91,17 @@ def measure_behaviour(
     )
 
 
-def token_targets(pair: Pair, query: str) -> list[str]:
-    """Which of TARGETS each token of the prompt is, seen from `query`."""
-    asks = pair.spans[query][1] - 1
+def asking(pair: Pair, query: str) -> list[int]:
+    """The tokens whose attention is measured for one of QUERIES."""
+    start, end = pair.spans[query]
+    if query == "clause":
+        start = max(pair.spans["io"][1], pair.spans["s1"][1])
+        return list(range(start, end))
+    return [end - 1]
+
+
+def token_targets(pair: Pair, asks: int) -> list[str]:
+    """Which of TARGETS each token of the prompt is, seen from token `asks`."""
     start, end = pair.spans["clause"]
     found = ["elsewhere"] * len(pair.clean_ids)
     found[0] = "first token"
@@ -108,20 +115,26 @@ def token_targets(pair: Pair, query: str) -> list[str]:
 
 
 def _attention(
-    model: PatchModel, pairs: Sequence[Pair], batch: Batch
+    model: PatchModel, pairs: Sequence[Pair], max_batch_tokens: int
 ) -> Float[Tensor, "query target layer head"]:
-    width = batch.width
-    sums = []
-    for query in QUERIES:
-        target = torch.zeros(len(pairs), width, len(TARGETS))
-        for row, pair in enumerate(pairs):
-            for token, name in enumerate(token_targets(pair, query)):
-                target[row, width - len(pair.clean_ids) + token, TARGETS.index(name)] = 1
-        columns = positions(batch, [pair.spans[query][1] - 1 for pair in pairs])
-        patterns = attention_from(model, batch, range(model.dims.n_layers), columns)
-        by_layer = [torch.einsum("bhw,bwt->th", patterns[i].cpu().float(), target) for i in sorted(patterns)]
-        sums.append(torch.stack(by_layer, dim=1))
-    return torch.stack(sums)
+    """Sums over pairs; a query of several tokens counts as their mean."""
+    dims = model.dims
+    sums = torch.zeros(len(QUERIES), len(TARGETS), dims.n_layers, dims.n_heads)
+    for number, query in enumerate(QUERIES):
+        asked = [(pair, token) for pair in pairs for token in asking(pair, query)]
+        rows = max(1, max_batch_tokens // max(len(pair.clean_ids) for pair in pairs))
+        for start in range(0, len(asked), rows):
+            part = asked[start : start + rows]
+            batch = Batch.from_ids([pair.clean_ids for pair, _ in part], model.pad_id).to(model.embed_device)
+            target = torch.zeros(len(part), batch.width, len(TARGETS))
+            for row, (pair, token) in enumerate(part):
+                share = 1 / len(asking(pair, query))
+                for place, name in enumerate(token_targets(pair, token), batch.width - len(pair.clean_ids)):
+                    target[row, place, TARGETS.index(name)] = share
+            columns = positions(batch, [token for _, token in part])
+            for layer, pattern in attention_from(model, batch, range(dims.n_layers), columns).items():
+                sums[number, :, layer] += torch.einsum("bhw,bwt->th", pattern.cpu().float(), target)
+    return sums
 
 
 def _copied(model: PatchModel, pairs: Sequence[Pair], batch: Batch) -> Float[Tensor, "2 layer head"]:

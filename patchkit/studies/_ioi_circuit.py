@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from patchkit.model import Dims
 from patchkit.model.edges import EdgeGraph
@@ -28,19 +30,29 @@ def head_circuit(dims: Dims, heads: Sequence[str]) -> Circuit:
     return Circuit.of_nodes(graph, nodes).pruned()
 
 
-def traced_circuit(dims: Dims, paths: PathResult) -> Circuit:
+def traced_circuit(dims: Dims, paths: Sequence[PathResult]) -> Circuit:
     """The same nodes; of the edges between heads, and from heads to the logits, only those that a stage found."""
     whole = head_circuit(dims, chosen_heads(paths))
     graph = whole.graph
-    from_head = torch.zeros(graph.n_senders, 1, dtype=torch.bool)
-    into_head = torch.zeros(1, graph.n_receivers, dtype=torch.bool)
-    for layer in range(graph.n_layers):
-        from_head[graph.heads(layer)] = True
-        into_head[:, graph.attention_receivers(layer)] = True
-    into_head[:, graph.logits] = True
     found = torch.zeros_like(whole.edges)
-    for sender, receiver in paths.edges():
+    for sender, receiver in (edge for result in paths for edge in result.edges()):
         edge = graph.find_sender(sender), graph.find_receiver(receiver)
         # A stage's senders are upstream of its highest receivers, not of all.
         found[edge] = bool(graph.real[edge])
-    return Circuit(graph, whole.edges & (found | ~(from_head & into_head))).pruned()
+    return Circuit(graph, whole.edges & (found | ~_between_heads(graph))).pruned()
+
+
+def head_edges(circuit: Circuit) -> list[str]:
+    """Names of its edges between heads, and from heads to the logits."""
+    edges = (circuit.edges & _between_heads(circuit.graph)).nonzero().tolist()
+    return [circuit.graph.edge_name(*edge) for edge in edges]
+
+
+def _between_heads(graph: EdgeGraph) -> Bool[Tensor, "senders receivers"]:
+    sends = torch.zeros(graph.n_senders, dtype=torch.bool)
+    reads = torch.zeros(graph.n_receivers, dtype=torch.bool)
+    for layer in range(graph.n_layers):
+        sends[graph.heads(layer)] = True
+        reads[graph.attention_receivers(layer)] = True
+    reads[graph.logits] = True
+    return graph.real & sends[:, None] & reads

@@ -27,7 +27,7 @@ class Thresholds:
     attends: float = 0.25
     copies: float = 0.5
     repeats: float = 0.25
-    effect: float = 0.01
+    effect: float = 0.02
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -174,12 +174,16 @@ def rules(heads: Mapping[str, Known], thresholds: Thresholds) -> list[Rule]:
     found = []
     for one in CLASSES:
         near = nearest(one, heads, thresholds)
+        blind = [
+            need.label for need in one.needs if all(need.value(known) is None for known in heads.values())
+        ]
+        said = f"nearest {near}: {one.said(heads[near])}" if near is not None else None
         found.append(
             Rule(
                 name=one.name,
                 criterion=one.criterion(thresholds),
                 heads=members(one, heads, thresholds),
-                nearest=None if near is None else f"{near}: {one.said(heads[near])}",
+                nearest=f"not measured of any head: {blind[0]}" if blind else said,
             )
         )
     return found

@@ -15,7 +15,9 @@ from patchkit.tasks import ioi as task
 from patchkit.tracing import capture
 
 
-def study_pairs(model: PatchModel, n: int, seed: int, corruption: str, templates: int | None) -> list[Pair]:
+def study_pairs(
+    model: PatchModel, n: int, seed: int, corruption: str, templates: int | None = None
+) -> list[Pair]:
     """`n` pairs of the IOI task for the model's tokenizer.
 
     Raises:

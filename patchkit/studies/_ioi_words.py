@@ -1,10 +1,10 @@
-"""What the IOI study says in words, made from numbers: what is found, what is not, and what is there instead."""
+"""What a head does, in words made from its numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from patchkit.results.ioi import HeadBehaviour, HeadRow, Rule, StageShare
+from patchkit.results.ioi import HeadBehaviour, HeadRow, StageShare
 from patchkit.studies._ioi_heads import Thresholds
 
 PLACES = {
@@ -13,56 +13,97 @@ PLACES = {
     "s1+1": "S1+1",
     "io": "IO",
     "s1": "S1",
+    "clause": "behind the names",
+    "names": "the two names",
     "rest of clause": "the rest of the names' clause",
     "token before": "the token before it",
-    "first token": "the first token",
 }
 # A head that looks at these has nothing to look at, as far as is known.
 _IDLE = ("elsewhere", "first token")
 
 
-def looks(behaviour: HeadBehaviour, thresholds: Thresholds) -> tuple[str, str, float] | None:
-    """(from, to, mass) of the strongest attention of a head to a named place that is not its own; None for none."""
-    named = [
-        (query, target, mass)
-        for query, row in behaviour.attention.items()
-        for target, mass in row.items()
-        if target not in (*_IDLE, query)
-    ]
-    best = max(named, key=lambda found: found[2])
-    return best if best[2] >= thresholds.attends else None
+def mass(behaviour: HeadBehaviour, query: str, target: str) -> float:
+    """Mean attention of a head from one place to another; `names` are both."""
+    row = behaviour.attention[query]
+    return row["io"] + row["s1"] if target == "names" else row[target]
+
+
+def looks(behaviour: HeadBehaviour) -> tuple[str, str, float]:
+    """(from, to, mass): the strongest attention of a head to a named place that is not its own.
+
+    Behind the names, where either of them may be IO, only both together count.
+    """
+    pairs = [("clause", "names")]
+    for query, row in behaviour.attention.items():
+        if query != "clause":
+            pairs += [(query, target) for target in row if target not in (*_IDLE, query)]
+    query, target = max(pairs, key=lambda pair: mass(behaviour, *pair))
+    return query, target, mass(behaviour, query, target)
 
 
 def unnamed(behaviour: HeadBehaviour, stages: Iterable[StageShare], thresholds: Thresholds) -> str:
     """What a head does that no class is of."""
-    found = looks(behaviour, thresholds)
-    if found is None:
-        said = [f"looks at no named token with {thresholds.attends:g} or more of its attention"]
-    else:
-        query, target, mass = found
-        said = [f"looks from {PLACES[query]} at {PLACES[target]} ({mass:.2f})"]
+    query, target, most = looks(behaviour)
+    said = [f"looks from {PLACES[query]} at {PLACES[target]} ({most:.2f})"]
+    if most < thresholds.attends:
+        said = [f"spreads its attention (most from {PLACES[query]} to {PLACES[target]}, {most:.2f})"]
     for score, words in (
         (behaviour.writes_io, "writes IO at END"),
         (behaviour.writes_s, "writes S at END"),
     ):
         if score >= thresholds.copies:
-            said.append(f"{words} ({score:.0%} of prompts)")
+            said.append(f"{words} ({percent(score)} of prompts)")
     for score, words in (
-        (behaviour.copying, "copies the names it looks at"),
-        (behaviour.negative_copying, "pushes down the names it looks at"),
+        (behaviour.copying, "would copy a name"),
+        (behaviour.negative_copying, "would push a name down"),
     ):
         if score >= thresholds.copies:
-            said.append(f"{words} ({score:.0%} of names)")
+            said.append(f"{words} ({percent(score)} of names)")
     strongest = max(stages, key=lambda stage: abs(stage.share), default=None)
     if strongest is not None and abs(strongest.share) >= thresholds.effect:
-        said.append(f"its effect {strongest.stage} is {signed(strongest.share)} of the behaviour")
+        said.append(f"acts {strongest.stage} ({signed(strongest.share)})")
     return "; ".join(said)
 
 
-def signed(share: float) -> str:
-    """A share with its sign, as per cent; no sign on what rounds to nothing."""
-    shown = f"{share:+.0%}"
-    return "0%" if shown in ("+0%", "-0%") else shown
+def together(rows: Sequence[HeadRow], thresholds: Thresholds) -> list[str]:
+    """What the circuit's unnamed heads do, a sentence for those that do the same, from the logits backwards."""
+    groups: dict[tuple[str, ...], list[HeadRow]] = {}
+    for row in rows:
+        if row.in_circuit and not row.classes:
+            groups.setdefault(_signature(row), []).append(row)
+    order = list(dict.fromkeys(stage.stage for row in rows for stage in row.stages))
+    ordered = sorted(
+        groups.values(),
+        key=lambda group: (
+            order.index(strongest(group[0]).stage),
+            -max(abs(strongest(row).share) for row in group),
+        ),
+    )
+    return [_sentence(group, thresholds) for group in ordered]
+
+
+def strongest(row: HeadRow) -> StageShare:
+    """The stage that kept a head of the circuit for the largest effect."""
+    return max((stage for stage in row.stages if stage.chosen), key=lambda stage: abs(stage.share))
+
+
+def _signature(row: HeadRow) -> tuple[str, str, str, str]:
+    query, target, _ = looks(row.behaviour)
+    most = strongest(row)
+    return query, target, most.stage, most.corruption
+
+
+def _sentence(rows: Sequence[HeadRow], thresholds: Thresholds) -> str:
+    query, target, stage, corruption = _signature(rows[0])
+    shares = between([strongest(row).share for row in rows], signed)
+    said = f"Heads without a class that act {stage}: {listed([row.head for row in rows])} ({shares}, {corruption})"
+    masses = [mass(row.behaviour, query, target) for row in rows]
+    faint = "" if max(masses) >= thresholds.attends else " at most"
+    said += f"; attention from {PLACES[query]} to {PLACES[target]}{faint} {between(masses, two_digits)}"
+    io = [row.behaviour.writes_io for row in rows]
+    if query == "last" and min(io) >= thresholds.copies:
+        said += f"; IO is what they write at END in {between(io, percent)} of prompts"
+    return f"{said}."
 
 
 def listed(names: Sequence[str], shown: int = 8) -> str:
@@ -72,65 +113,23 @@ def listed(names: Sequence[str], shown: int = 8) -> str:
     return ", ".join(names) or "none"
 
 
-def class_findings(rules: Sequence[Rule], rows: Sequence[HeadRow]) -> list[str]:
-    """A sentence a class: its heads in the circuit and outside, or that there is none, and the nearest."""
-    inside = {row.head for row in rows if row.in_circuit}
-    said = []
-    for rule in rules:
-        if rule.heads:
-            outside = [head for head in rule.heads if head not in inside]
-            also = f" ({listed(outside)} not in the circuit)" if outside else ""
-            said.append(f"{rule.name}: {listed(rule.heads)}{also}.")
-        else:
-            near = f"; nearest is {rule.nearest}" if rule.nearest else ""
-            said.append(f"No head is a {rule.name} head ({rule.criterion}){near}.")
-    return said
+def between(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The range of some numbers; one number where they round to one."""
+    low, high = show(min(values)), show(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
-def instead(rows: Sequence[HeadRow], thresholds: Thresholds) -> list[str]:
-    """What the circuit's unnamed heads do, those that do the same together, the strongest first."""
-    groups: dict[tuple[str, ...], list[HeadRow]] = {}
-    for row in rows:
-        if row.in_circuit and not row.classes:
-            groups.setdefault(_signature(row, thresholds), []).append(row)
-    ordered = sorted(groups.values(), key=lambda group: -sum(abs(_strongest(row)) for row in group))
-    return [_together(group, thresholds) for group in ordered]
+def two_digits(value: float) -> str:
+    return f"{value:.2f}"
 
 
-def _signature(row: HeadRow, thresholds: Thresholds) -> tuple[str, ...]:
-    found = looks(row.behaviour, thresholds)
-    where = found[:2] if found is not None else ()
-    chosen = [stage for stage in row.stages if stage.chosen]
-    most = max(chosen, key=lambda stage: abs(stage.share), default=None)
-    return (*where, "" if most is None else most.stage)
+def percent(value: float) -> str:
+    """A fraction as per cent."""
+    shown = f"{100 * value:.0f} %"
+    return "0 %" if shown == "-0 %" else shown
 
 
-def _strongest(row: HeadRow) -> float:
-    return max((stage.share for stage in row.stages if stage.chosen), key=abs, default=0.0)
-
-
-def _together(rows: Sequence[HeadRow], thresholds: Thresholds) -> str:
-    found = [looks(row.behaviour, thresholds) for row in rows]
-    known = [one for one in found if one is not None]
-    if known:
-        masses = [one[2] for one in known]
-        look = f"from {PLACES[known[0][0]]} at {PLACES[known[0][1]]} ({_span(masses)} of the attention)"
-    else:
-        look = f"at no named token with {thresholds.attends:g} or more of their attention"
-    io = [row.behaviour.writes_io for row in rows]
-    does = (
-        f", write IO at END in {_span(io, percent=True)} of prompts" if max(io) >= thresholds.copies else ""
-    )
-    chosen = [
-        stage.stage for row in rows for stage in row.stages if stage.chosen and stage.share == _strongest(row)
-    ]
-    where = f", and have their largest effect {chosen[0]} ({_span([_strongest(row) for row in rows], percent=True)})"
-    plural = f"{len(rows)} heads that no class is of" if len(rows) > 1 else "1 head that no class is of"
-    names = listed([row.head for row in rows])
-    return f"{plural} ({names}) look{'s' if len(rows) == 1 else ''} {look}{does}{where if chosen else ''}."
-
-
-def _span(values: Sequence[float], percent: bool = False) -> str:
-    low, high = min(values), max(values)
-    one, other = ((f"{v:.0%}" if percent else f"{v:.2f}") for v in (low, high))
-    return one if one == other else f"{one} to {other}"
+def signed(value: float) -> str:
+    """A share with its sign, as per cent; no sign on what rounds to nothing."""
+    shown = f"{100 * value:+.0f} %"
+    return "0 %" if shown in ("+0 %", "-0 %") else shown

@@ -13,7 +13,7 @@ from patchkit.data import Pair
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
 from patchkit.results.ioi import QUERIES, TARGETS, HeadBehaviour
-from patchkit.studies._ioi_behaviour import Behaviours, measure_behaviour, token_targets
+from patchkit.studies._ioi_behaviour import Behaviours, asking, measure_behaviour, token_targets
 from patchkit.studies._ioi_heads import (
     CLASSES,
     Known,
@@ -77,51 +77,57 @@ def test_rules_say_who_comes_nearest_where_nobody_does(found: Behaviours) -> Non
     said = {rule.name: rule for rule in rules(heads, strict)}
     assert said["name mover"].heads == []
     assert said["name mover"].criterion == "attention END → IO at least 0.97, copying score at least 0.5"
-    assert said["name mover"].nearest == "a2.h0: attention END → IO 0.94, copying score 1.00"
-    # Nothing was knocked out, so nobody is near.
-    assert said["backup"].nearest is None and said["S-inhibition"].nearest is None
+    assert said["name mover"].nearest == "nearest a2.h0: attention END → IO 0.94, copying score 1.00"
+    assert said["backup"].nearest == "not measured of any head: rise of its direct effect without the movers"
+    assert (
+        said["S-inhibition"].nearest == "not measured of any head: effect through the queries of name movers"
+    )
     met = {rule.name: rule for rule in rules(heads, Thresholds())}
     assert met["name mover"].nearest is None and met["induction"].heads == ["a1.h0"]
     assert nearest(CLASSES[0], {}, strict) is None
 
 
-def loop_attention(model: PatchModel, pair: Pair, query: str) -> dict[str, torch.Tensor]:
+def loop_attention(model: PatchModel, pair: Pair, asks: int) -> dict[str, torch.Tensor]:
     """Attention mass by target from the eager implementation's own probabilities."""
     model.hf.set_attn_implementation("eager")
     patterns = model.hf(torch.tensor([pair.clean_ids]), output_attentions=True).attentions
-    row = pair.spans[query][1] - 1
     sums = {target: torch.zeros(len(patterns), patterns[0].shape[1]) for target in TARGETS}
     for layer, pattern in enumerate(patterns):
         for token in range(len(pair.clean_ids)):
             inside = [name for name in ("io", "s1", "s1+1", "s2", "last") if pair.spans[name][0] == token]
             if inside:
                 target = inside[0]
-            elif token == row - 1:
+            elif token == asks - 1:
                 target = "token before"
             elif pair.spans["clause"][0] <= token < pair.spans["clause"][1]:
                 target = "rest of clause"
             else:
                 target = "first token" if token == 0 else "elsewhere"
-            sums[target][layer] += pattern[0, :, row, token]
+            sums[target][layer] += pattern[0, :, asks, token]
     return sums
 
 
 def test_attention_is_that_of_the_model(handmade: PatchModel, found: Behaviours) -> None:
     pairs = ioi_handmade.prompts(32, 0)
     for i, query in enumerate(QUERIES):
-        expected = [loop_attention(handmade, pair, query) for pair in pairs]
+        # Behind the names stand `met` and the comma.
+        asked = [[4, 5] if query == "clause" else [pair.spans[query][0]] for pair in pairs]
+        expected = [
+            [loop_attention(handmade, p, token) for token in a] for p, a in zip(pairs, asked, strict=True)
+        ]
         for j, target in enumerate(TARGETS):
-            mean = torch.stack([one[target] for one in expected]).mean(0)
-            torch.testing.assert_close(found.attention[i, j], mean, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.attention.sum(1), torch.ones(3, 3, 4), atol=1e-5, rtol=0)
+            means = [torch.stack([one[target] for one in several]).mean(0) for several in expected]
+            torch.testing.assert_close(found.attention[i, j], torch.stack(means).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.attention.sum(1), torch.ones(4, 3, 4), atol=1e-5, rtol=0)
 
 
 def test_every_token_has_one_place() -> None:
     (pair,) = ioi_handmade.prompts(1, 0)
-    assert token_targets(pair, "last") == [
+    assert token_targets(pair, 8) == [
         "first token", "io", "rest of clause", "s1", "s1+1", "rest of clause", "s2", "token before", "last",
     ]  # fmt: skip
-    assert token_targets(pair, "s2")[4:7] == ["s1+1", "token before", "s2"]
+    assert token_targets(pair, 6)[4:7] == ["s1+1", "token before", "s2"]
+    assert [asking(pair, query) for query in QUERIES] == [[8], [6], [4], [4, 5]]
 
 
 def test_a_head_that_writes_nothing_copies_nothing(found: Behaviours) -> None:
