@@ -39,13 +39,20 @@ class EdgeMethod(BaseModel):
     grad_drop: bool = False
     threshold: float | None = Field(default=None, description="ACDC's tau")
     order: str | None = Field(default=None, description="in which ACDC visits edges")
+    absolute: bool = Field(default=False, description="ACDC compares the size of the change with tau")
+    untried: int = Field(
+        default=0, description="edges that ACDC's budget did not reach; they stay in its circuit"
+    )
 
     @property
-    def additive(self) -> bool:
-        """Whether signed scores are a difference times a gradient, so that those of several heads or positions add up."""
-        return (
-            self.name in ("eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted") and not self.qk_fix
-        )
+    def adds_heads(self) -> bool:
+        """Whether signed scores by query head add up over heads that share a key or value: all that use a gradient."""
+        return self.name in ("eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted")
+
+    @property
+    def adds_positions(self) -> bool:
+        """Whether signed scores add up over positions; under the QK fix keys of two positions share one softmax."""
+        return self.adds_heads and not self.qk_fix
 
 
 class EdgeHeader(BaseModel):

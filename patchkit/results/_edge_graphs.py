@@ -44,7 +44,7 @@ def export_graph(scores: EdgeScores) -> ExportedGraph:
             "were not computed, and those of a group are not split up"
         )
     if scores.placed:
-        if not scores.method.additive or scores.convention.positions != "each":
+        if not scores.method.adds_positions or scores.convention.positions != "each":
             return ExportedGraph(
                 None,
                 [
