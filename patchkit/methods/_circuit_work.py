@@ -28,10 +28,9 @@ def circuit_work(
     # Of a mixture of experts the neurons are not known; four widths is what dense models have.
     mlp = 3 * width * dims.d_mlp if dims.d_mlp else 8 * width * width
     layer_work = 2 * (dims.n_heads + dims.n_kv_heads) * head + mlp
-    out = edges.any(1)
-    computed = out.clone()
+    computed = edges.any(1)
     computed[:known] = False
-    rows, work = int(out[:known].sum()), 0
+    rows, work = known, 0
     for layer in range(graph.n_layers):
         heads = computed[graph.heads(layer)].nonzero()[:, 0]
         if len(heads):
