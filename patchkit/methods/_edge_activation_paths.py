@@ -126,10 +126,13 @@ def along_sites(batch: EdgeBatch, steps: int) -> Scored:
         # The runs of one site together: of each run more than sums must be kept.
         vectors = ReceiverVectors(model, graph, batch.real)
         for each in options:
-            run = edge_run(
-                model, pairs.base, score, start=each.start, pinned=each.pinned, by_query=batch.by_query
+            # Not kept under a name: the next run would have to find room beside it.
+            vectors.add(
+                edge_run(
+                    model, pairs.base, score, start=each.start, pinned=each.pinned, by_query=batch.by_query
+                ),
+                weight,
             )
-            vectors.add(run, weight)
         parts = [part for _, part in edge_products(changes, vectors, pairs.cover)]
         found = torch.cat(parts)
         total = found if total is None else total + found

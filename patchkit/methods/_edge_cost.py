@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from patchkit.methods._edge_drops import ATTENDED_TOKENS
 from patchkit.methods._edge_products import Blocks
 from patchkit.model import Dims, EdgeGraph
 from patchkit.results.edge_scores import EdgeMethod
@@ -69,25 +70,23 @@ def _product_repeats(graph: EdgeGraph, method: EdgeMethod) -> float:
 
 def _numbers(graph: EdgeGraph, dims: Dims, pairs: int, width: int, method: EdgeMethod) -> int:
     """Numbers held at once beside one forward and its backward."""
-    token = pairs * width
     heads = (dims.n_heads + 2 * graph.n_kv_heads) * dims.d_head
-    steps = (
-        (method.steps or 1)
-        if method.name == "eap-ig-inputs"
-        else 2
-        if method.name == "clean-corrupted"
-        else 1
-    )
-    # The other run's senders; of each layer gradients at projections and the MLP, and units of both norms for each run.
-    senders = dims.n_layers * (dims.n_heads * dims.d_head + dims.d_model)
-    gradients = dims.n_layers * (heads + dims.d_model + steps * (2 * dims.d_model + graph.receivers_a_layer))
-    if method.qk_fix and method.grad_drop:
-        gradients += dims.n_layers * (dims.n_layers + 1) // 2 * dims.n_heads * dims.d_head
+    # Runs of one path whose units are kept for one product.
+    runs = 2 if method.name == "clean-corrupted" else method.steps or 1
+    # Senders of both runs; of each layer gradients at projections and the MLP, and units of both norms for each run.
+    senders = 2 * dims.n_layers * (dims.n_heads * dims.d_head + dims.d_model)
+    kept = heads + dims.d_model + runs * (2 * dims.d_model + graph.receivers_a_layer)
+    gradients = kept * dims.n_layers
+    if method.grad_drop:
+        # One layer's, for every drop; each as it came and added up.
+        gradients = dims.n_layers * (kept + heads + 2 * dims.d_model)
+        if method.qk_fix:
+            gradients += dims.n_layers * (dims.n_layers + 1) // 2 * dims.n_heads * dims.d_head
     blocks = Blocks.of(graph, pairs, width)
-    scores = blocks.pairs * graph.n_senders * graph.n_receivers * (3 if graph.by_query_head else 2)
-    return (
-        token * (senders + gradients)
-        + blocks.numbers(graph, width)
-        + scores
-        + 4 * graph.n_senders * graph.n_receivers
-    )
+    # Scores of a block, signed and by size, in both graphs where they differ; their sums are in double precision.
+    scores = (blocks.pairs * 3 + 8) * graph.n_senders * graph.n_receivers
+    attended = 0
+    if method.qk_fix:
+        rows = max(ATTENDED_TOKENS, pairs * width)
+        attended = rows * (4 * dims.d_model + 2 * heads) + 8 * pairs * dims.n_heads * width * width
+    return pairs * width * (senders + gradients) + blocks.numbers(graph, width) + scores + attended

@@ -30,7 +30,7 @@ from patchkit.tracing.gradients import LayerGradients, reduce_gradients
 from patchkit.tracing.senders import capture_senders
 
 #: Tokens of the rows in which changed queries and keys are computed at once.
-ATTENDED_TOKENS = 1 << 14
+ATTENDED_TOKENS = 1 << 11
 
 
 @dataclass(frozen=True, eq=False)

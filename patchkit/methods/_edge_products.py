@@ -20,7 +20,7 @@ from patchkit.model import EdgeGraph, PatchModel
 from patchkit.tracing.senders import Senders, contributions
 
 #: Below this many numbers, cutting senders into blocks saves memory that nobody misses.
-SMALL_BLOCK = 1 << 22
+SMALL_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +42,19 @@ class SenderChanges:
     def block(self, first: int, last: int, rows: slice) -> Float[Tensor, "sender batch position d_model"]:
         """Vectors of the senders of layers `first` to `last`, the input with layer 0; for some rows."""
         real = self.real[rows]
-        parts = [clean(self.other.input[rows] - self.own.input[rows], real)[None]] if first == 0 else []
+        given = clean(self.other.input[rows] - self.own.input[rows], real)
+        at = 0 if first == 0 else self.graph.heads(first).start
+        count = self.graph.mlp_sender(last) + 1 - at
+        made = given.new_empty(count, *given.shape)
+        if first == 0:
+            made[0] = given
         for layer in range(first, last + 1):
-            heads = contributions(
-                self.model, layer, self.own.heads[layer][rows], self.other.heads[layer][rows]
-            )
-            parts.append(clean(heads, real).permute(2, 0, 1, 3))
+            heads = contributions(self.model, layer, self.own.heads[layer][rows], self.other.heads[layer][rows])
+            mine = self.graph.heads(layer)
+            made[mine.start - at : mine.stop - at] = clean(heads, real).permute(2, 0, 1, 3)
             mlp = self.other.mlps[layer][rows] - self.own.mlps[layer][rows]
-            parts.append(clean(mlp, real)[None])
-        device = parts[0].device
-        return torch.cat([part.to(device) for part in parts])
+            made[self.graph.mlp_sender(layer) - at] = clean(mlp, real)
+        return made
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Blocks:
     def numbers(self, graph: EdgeGraph, width: int) -> int:
         """Numbers held at once: the senders of a block and the receivers of a layer."""
         senders = min(self.layers * (graph.n_heads + 1) + 1, graph.n_senders)
-        return self.pairs * width * graph.d_model * (senders + 2 * graph.receivers_a_layer)
+        # A layer of senders is made before it is copied into its block, and receivers part by part before they are one.
+        return self.pairs * width * graph.d_model * (senders + graph.n_heads + 3 * graph.receivers_a_layer)
 
 
 def edge_products(
@@ -107,6 +111,8 @@ def edge_products(
                 _multiply(scores[:, :, at : at + count, columns], senders[:count], receivers, cover[rows])
             logits = vectors.logits(rows).to(senders.device)
             _multiply(scores[:, :, at : at + len(senders), graph.logits :], senders, logits, cover[rows])
+            # Otherwise the next block would be made beside this one.
+            del senders, receivers, logits
         assert scores is not None
         yield rows, scores.masked_fill(~graph.real.to(scores.device), 0.0)
 

@@ -10,6 +10,7 @@ Each gives the senders of both runs, what the receivers' gradients add up to, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,11 +44,12 @@ def at_base(batch: EdgeBatch) -> Integrated:
 def at_both_ends(batch: EdgeBatch) -> Integrated:
     """Clean-corrupted: two forwards and two backwards."""
     base = edge_run(batch.model, batch.pairs.base, batch.scorer(), by_query=batch.by_query)
-    source = edge_run(batch.model, batch.pairs.source, batch.scorer(base.logits), by_query=batch.by_query)
     vectors = _vectors(batch)
     vectors.add(base, 0.5)
-    vectors.add(source, 0.5)
-    return Integrated(base.senders, source.senders, vectors, base.metric, source.metric)
+    own, metric, score = base.senders, base.metric, batch.scorer(base.logits)
+    del base
+    other, source = _add_source(batch, vectors, score, 0.5)
+    return Integrated(own, other, vectors, metric, source)
 
 
 def along_inputs(batch: EdgeBatch, steps: int, rule: str) -> Integrated:
@@ -58,9 +60,7 @@ def along_inputs(batch: EdgeBatch, steps: int, rule: str) -> Integrated:
     vectors = _vectors(batch)
     if rule == "repo":
         # The first step is the source run itself.
-        first = edge_run(model, pairs.source, score, by_query=batch.by_query)
-        vectors.add(first, 1 / steps)
-        other, source = first.senders, first.metric
+        other, source = _add_source(batch, vectors, score, 1 / steps)
         points = [step / steps for step in range(1, steps)]
     else:
         other, logits = capture_senders(model, pairs.source)
@@ -68,9 +68,18 @@ def along_inputs(batch: EdgeBatch, steps: int, rule: str) -> Integrated:
         points = [(step + 0.5) / steps for step in range(steps)]
     for point in points:
         start = other.input + point * (own.input - other.input)
-        run = edge_run(model, pairs.base, score, start=start, by_query=batch.by_query)
-        vectors.add(run, 1 / steps)
+        # Not kept under a name: the next run would have to find room beside it.
+        vectors.add(edge_run(model, pairs.base, score, start=start, by_query=batch.by_query), 1 / steps)
     return Integrated(own, other, vectors, score(base_logits), source)
+
+
+def _add_source(
+    batch: EdgeBatch, vectors: ReceiverVectors, score: Callable[[Tensor], Tensor], weight: float
+) -> tuple[Senders, Tensor]:
+    """Adds the gradients of the source run; its senders and metric."""
+    run = edge_run(batch.model, batch.pairs.source, score, by_query=batch.by_query)
+    vectors.add(run, weight)
+    return run.senders, run.metric
 
 
 def _vectors(batch: EdgeBatch) -> ReceiverVectors:

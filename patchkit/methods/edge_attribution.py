@@ -37,6 +37,7 @@ from patchkit.methods._edge_products import SenderChanges, edge_products
 from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
 from patchkit.methods._edge_runs import Integrated, along_inputs, at_base, at_both_ends
 from patchkit.methods._pair_batch import PairBatch
+from patchkit.methods.activation_patching import CPU_FORWARD
 from patchkit.methods.attribution import PairItem, refuse_flat_metric
 from patchkit.model import Dims, EdgeGraph, PatchModel
 from patchkit.results.convention import Convention
@@ -83,7 +84,9 @@ class EdgeAttribution:
         )
 
     def tokens(self, item: PairItem) -> int:
-        return len(item.pair.clean_ids)
+        """Counts the rows of a sender's path, which are run together."""
+        paths = self.method.name == "eap-ig-activations" and self.method.rule == "midpoint"
+        return len(item.pair.clean_ids) * ((self.method.steps or 1) if paths else 1)
 
     @torch.no_grad()
     def run(self, model: PatchModel, items: Sequence[PairItem]) -> dict[str, Tensor]:
@@ -100,7 +103,9 @@ class EdgeAttribution:
             scores, base, source = flow_scores(batch)
             self._add(batch, sums, 0, scores)
         elif name == "eap-ig-activations":
-            rows = max(1, self.max_batch_tokens // pairs.base.width)
+            on_cpu = model.embed_device.type == "cpu"
+            at_once = min(self.max_batch_tokens, CPU_FORWARD) if on_cpu else self.max_batch_tokens
+            rows = at_once // pairs.base.width
             midpoint = self.method.rule == "midpoint"
             scores, base, source = (
                 along_senders(batch, steps, rows) if midpoint else along_sites(batch, steps)
@@ -116,7 +121,7 @@ class EdgeAttribution:
 
     def cost(self, dims: Dims, items: Sequence[PairItem]) -> Cost:
         """See `_edge_cost.py`."""
-        lengths = [self.tokens(item) for item in items]
+        lengths = [len(item.pair.clean_ids) for item in items]
         return attribution_cost(dims, lengths, self.method, self.by_query)
 
     def _integrated(self, batch: EdgeBatch, steps: int) -> Integrated:
@@ -239,7 +244,7 @@ def _scores(
     if per_pair is not None:
         per_pair = per_pair.masked_fill(~graph.real, torch.nan)
         per_pair = per_pair if placed else per_pair[:, 0]
-    tokens = sum(program.tokens(item) for item in items)
+    tokens = sum(len(pair.clean_ids) for pair in pairs)
     return EdgeScores(
         graph=graph,
         method=program.method,
