@@ -317,11 +317,14 @@ class _Run:
 
 
 def _some(value: Tensor, axis: int, which: Int[Tensor, " n"]) -> Tensor:
-    """Ascending entries along an axis; a view where that is all of them."""
-    return value if len(which) == value.shape[axis] else value.index_select(axis, which.to(value.device))
+    """Entries along an axis, some of them perhaps several times; a view where that is all of them in order."""
+    every = torch.equal(which.cpu(), torch.arange(value.shape[axis]))
+    return value if every else value.index_select(axis, which.to(value.device))
 
 
-def _put(target: Float[Tensor, "tokens head d"], heads: Int[Tensor, " n"], value: Float[Tensor, "n tokens d"]) -> None:
+def _put(
+    target: Float[Tensor, "tokens head d"], heads: Int[Tensor, " n"], value: Float[Tensor, "n tokens d"]
+) -> None:
     """Writes some heads' values, ascending, into a view."""
     if len(heads) == target.shape[1]:
         target.copy_(value.transpose(0, 1))
