@@ -51,8 +51,12 @@ class EdgeMethod(BaseModel):
 
     @property
     def adds_positions(self) -> bool:
-        """Whether signed scores add up over positions; under the QK fix keys of two positions share one softmax."""
-        return self.adds_heads and not self.qk_fix
+        """Whether signed scores add up over positions.
+
+        Not where the path of the integral depends on which positions are cut, nor under the QK fix, where keys of two
+        positions share one softmax.
+        """
+        return self.name in ("eap", "eap-ig-inputs", "clean-corrupted") and not self.qk_fix
 
 
 class EdgeHeader(BaseModel):

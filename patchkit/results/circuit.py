@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ class Circuit:
     """
 
     graph: EdgeGraph
-    edges: Bool[Tensor, "senders receivers"]
+    edges: Bool[Tensor, "senders receivers"] = field(repr=False)
     requested: int | None = None
 
     def __post_init__(self) -> None:

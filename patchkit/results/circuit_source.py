@@ -122,7 +122,10 @@ def _of_graph_file(path: Path, file: GraphFile, native: EdgeGraph) -> CircuitSou
     graph = file.graph
     if native != graph and even and method.adds_heads:
         graph, importance = native, sum_groups(native, importance)
-        notes.append("scores of heads that share a key or value are summed, which is exact for this method")
+        if file.origin is not None and file.origin.shared == "scored":
+            notes.append(
+                "scores of heads that share a key or value are summed, which is exact for this method"
+            )
     elif native != graph:
         notes.append("scores are by query head and stay so: those of a group's heads need not add up")
     if circuit is not None and graph == native:

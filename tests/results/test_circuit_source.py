@@ -176,6 +176,7 @@ def test_scores_that_a_file_could_not_hold_are_missed(tmp_path: Path) -> None:
     write_graph(tmp_path / "graph.pt", scores(NATIVE, by_query=None).to_graph_file())
     read = read_circuit(tmp_path / "graph.pt", GROUPED)
     assert isinstance(read.source, EdgeScores)
+    assert len(read.notes) == 1
     assert "have no score in this file; the run's directory has them (edges.json)" in read.notes[0]
     with pytest.raises(InputError, match="has no score"):
         top_n(read.source.graph, read.source.importance, 3, absolute=True)

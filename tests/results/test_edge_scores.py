@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
@@ -197,7 +200,12 @@ def test_positions_add_up_or_are_left_out(tmp_path: Path) -> None:
     assert torch.allclose(
         read_graph(tmp_path / "graph.json").scores.nan_to_num(), scores.mean.sum(0).nan_to_num(), atol=1e-6
     )
-    for method in (EdgeMethod(name="exact"), EdgeMethod(name="eap", qk_fix=True), EdgeMethod(name="ifr")):
+    for method in (
+        EdgeMethod(name="exact"),
+        EdgeMethod(name="eap", qk_fix=True),
+        EdgeMethod(name="eap-ig-activations"),
+        EdgeMethod(name="ifr"),
+    ):
         others = make(places=3, method=method)
         others.save(tmp_path)
         assert not (tmp_path / "graph.json").exists() and not (tmp_path / "graph.pt").exists()
@@ -442,3 +450,28 @@ def test_damaged_directories_are_refused_in_one_line(
     with pytest.raises(InputError, match=words) as caught:
         EdgeScores.load(tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["edges.json", "edges.safetensors", "pairs.parquet"]),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.binary(max_size=3), st.integers(0, 40)), min_size=1, max_size=3
+    ),
+)
+def test_bytes_changed_anywhere_make_scores_or_an_input_error(
+    tmp_path: Path, name: str, edits: list[tuple[float, bytes, int]]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    if not broken.exists():
+        make(GROUPED, by_query=True, circuit=Circuit.of_names(GROUPED, ["input->logits"])).save(whole)
+    shutil.copytree(whole, broken, dirs_exist_ok=True)
+    payload = (whole / name).read_bytes()
+    for where, inserted, removed in edits:
+        start = int(where * len(payload))
+        payload = payload[:start] + inserted + payload[start + removed :]
+    (broken / name).write_bytes(payload)
+    try:
+        EdgeScores.load(broken)
+    except InputError as error:
+        assert "\n" not in str(error) and str(broken) in str(error)
