@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchkit.cli.given import check_pairs, given_pairs, given_reference
 from patchkit.cli.node_outcome import begin_nodes, end_nodes
 from patchkit.cli.options import (
     AnswerFirstToken,
@@ -232,8 +233,7 @@ def attribute(
 def _run(ctx: typer.Context, command: str, work: Callable[..., Scores]) -> None:
     """What both commands do: read the options and the pairs, `work`, save the scores and show them."""
     given = ctx.params
-    if (given["pairs"] is None) == (given["task"] is None):
-        raise InputError("give either --pairs FILE or --task NAME, one of the two")
+    check_pairs(given)
     from patchkit.results.manifest import open_run_dir
 
     options = _options(given)
@@ -242,13 +242,7 @@ def _run(ctx: typer.Context, command: str, work: Callable[..., Scores]) -> None:
             finished(run, given["quiet"])
             return
         loaded = open_model(given["model"], given["dtype"], given["device_map"], given["attn_implementation"])
-        if given["task"] is None:
-            made = _read(loaded, given["pairs"], given)
-        else:
-            from patchkit import tasks
-
-            made = tasks.pairs(given["task"], loaded.tokenizer, given["n"], given["seed"])
-        reference = None if given["reference"] is None else _read(loaded, given["reference"], given)
+        made, reference = given_pairs(loaded, given), given_reference(loaded, given)
         begin_nodes(run, loaded, options)
         with progress_bar(given["quiet"]) as progress:
             scores = work(loaded, made, options, progress, reference=reference, checkpoint=run.checkpoint)
@@ -272,12 +266,6 @@ def _options(given: dict[str, Any]) -> NodeOptions:
         seed=given["seed"],
         max_batch_tokens=batch_tokens(given["max_batch_tokens"]) or MAX_BATCH_TOKENS,
     )
-
-
-def _read(model: PatchModel, file: Path, given: dict[str, Any]) -> list[Pair]:
-    from patchkit.data import read_pairs
-
-    return read_pairs(file, model.tokenizer, model.dims.vocab_size, given["answer_first_token"])
 
 
 def _renamed(progress: Progress, stage: str) -> Progress:

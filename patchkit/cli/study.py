@@ -11,14 +11,17 @@ import typer
 
 from patchkit.cli.console import give, plain_table, results
 from patchkit.cli.mask_outcome import begin_mask, end_mask
-from patchkit.cli.options import Out, Quiet, Resume, Seed, options_of
+from patchkit.cli.options import Out, Quiet, Resume, Seed, one_of, options_of
 from patchkit.cli.outcome import begin, end, finished, open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.cli.runs import command_arguments
-from patchkit.errors import InputError
 
 if TYPE_CHECKING:
+    from patchkit.results.circuit_study import CircuitStudy
     from patchkit.results.recall import RecallStudy
+    from patchkit.results.scrubbing import Scrubbing
+
+STUDIES = ("variable-binding", "attribution-recall", "circuits", "ioi", "scrubbing")
 
 
 def demo(
@@ -37,7 +40,7 @@ def demo(
 
 def study(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="variable-binding or attribution-recall.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES)}.")],
     out: Out,
     model: Annotated[
         str | None,
@@ -48,15 +51,18 @@ def study(
     quiet: Quiet = False,
 ) -> None:
     """A whole experiment by name."""
+    one_of(STUDIES, name, "study")
     match name:
         case "variable-binding":
             _study(ctx, "study", model or "varbind-llama", out, seed, resume, quiet)
         case "attribution-recall":
             _recall(ctx, model, out, seed, resume, quiet)
-        case _:
-            raise InputError(
-                f"study '{name}' is not known; expected one of: variable-binding, attribution-recall"
-            )
+        case "circuits":
+            _circuits(ctx, model or "varbind-llama", out, seed, resume, quiet)
+        case "ioi":
+            _ioi(ctx, model or "ioi-gpt2", out, seed, resume, quiet)
+        case "scrubbing":
+            _scrubbing(ctx, model or "varbind-llama", out, seed, resume, quiet)
 
 
 def _study(
@@ -133,6 +139,115 @@ def _show_recall(result: RecallStudy) -> None:
     results().print(table)
     give("Forwards paid until the nodes that matter most are verified, over those of one who knows them.")
     for finding in result.findings:
+        give(finding)
+
+
+def _circuits(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
+    from patchkit.results.manifest import PairCounts, open_run_dir
+    from patchkit.studies.circuits import CircuitStudyOptions, run_circuit_study
+
+    with open_run_dir(out, "study", options_of(ctx), resume) as run:
+        if run.done:
+            finished(run, quiet)
+            return
+        loaded = open_model(model)
+        begin(run, [loaded], seed)
+        with progress_bar(quiet) as progress:
+            found = run_circuit_study(
+                loaded,
+                run.path,
+                CircuitStudyOptions(seed=seed),
+                command=_command_line(ctx),
+                progress=progress,
+            )
+        end(
+            run,
+            quiet,
+            lambda: _show_circuits(found),
+            metric=found.convention.metric,
+            direction=found.convention.direction,
+            ablation=found.convention.ablation,
+            pairs=PairCounts(total=found.pairs, used=found.pairs),
+        )
+
+
+def _show_circuits(found: CircuitStudy) -> None:
+    table = plain_table("method")
+    sizes = [run.requested for run in found.methods[0].runs]
+    for title in ("forwards", "rank corr.", *(f"{size} edges" for size in sizes), "CMD"):
+        table.add_column(title, justify="right")
+    for row in found.methods:
+        by_size = {run.requested: run for run in row.runs}
+        shown = [by_size.get(size) for size in sizes]
+        cells = [
+            "" if run is None or run.faithfulness is None else f"{run.faithfulness:.3f}" for run in shown
+        ]
+        cmd = next((curve.cmd for curve in row.curves if curve.absolute), None)
+        table.add_row(
+            row.method,
+            f"{row.cost:,.1f}",
+            "" if row.rank_correlation is None else f"{row.rank_correlation:.2f}",
+            *cells,
+            "" if cmd is None else f"{cmd:.3f}",
+        )
+    results().print(table)
+    for finding in found.findings:
+        give(finding)
+
+
+def _ioi(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
+    from patchkit import zoo
+    from patchkit.cli.cards import summary
+    from patchkit.results.manifest import open_run_dir
+    from patchkit.studies.ioi import IoiOptions, run_ioi
+
+    with open_run_dir(out, "study", options_of(ctx), resume) as run:
+        if run.done:
+            finished(run, quiet)
+            return
+        loaded = open_model(model)
+        begin(run, [loaded], seed)
+        with progress_bar(quiet) as progress:
+            found = run_ioi(
+                loaded,
+                run.path,
+                IoiOptions(seed=seed),
+                command=_command_line(ctx),
+                model_card=summary(zoo.card(model)) if model in zoo.names() else {},
+                progress=progress,
+            )
+        end(run, quiet, lambda: [give(finding) for finding in found.findings] and None)
+
+
+def _scrubbing(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
+    from patchkit.results.manifest import open_run_dir
+    from patchkit.studies.binding_hypotheses import BindingOptions, run_scrubbing
+
+    with open_run_dir(out, "study", options_of(ctx), resume) as run:
+        if run.done:
+            finished(run, quiet)
+            return
+        loaded = open_model(model)
+        begin(run, [loaded], seed)
+        with progress_bar(quiet) as progress:
+            found = run_scrubbing(
+                loaded, run.path, BindingOptions(seed=seed), command=_command_line(ctx), progress=progress
+            )
+        end(run, quiet, lambda: _show_scrubbing(found))
+
+
+def _show_scrubbing(found: Scrubbing) -> None:
+    table = plain_table("hypothesis")
+    for title in ("recovered", "95 % interval"):
+        table.add_column(title, justify="right")
+    for result in found.results:
+        shown = "" if result.recovered is None else f"{result.recovered:.3f}"
+        interval = result.interval
+        table.add_row(
+            result.hypothesis, shown, "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+        )
+    results().print(table)
+    for finding in found.findings:
         give(finding)
 
 

@@ -1,6 +1,8 @@
 """The methods, one file each."""
 
 from patchkit.methods._bounding import bound as bound
+from patchkit.methods._edge_options import EDGE_ABLATIONS as EDGE_ABLATIONS
+from patchkit.methods._edge_options import EdgeOptions as EdgeOptions
 from patchkit.methods._mask_layout import Layout as Layout
 from patchkit.methods._mask_objective import Objective as Objective
 from patchkit.methods._mask_prepare import mask_cost as mask_cost
@@ -8,14 +10,29 @@ from patchkit.methods._mask_train import Schedule as Schedule
 from patchkit.methods._node_options import ABLATIONS as ABLATIONS
 from patchkit.methods._node_options import DIRECTIONS as DIRECTIONS
 from patchkit.methods._node_options import NodeOptions as NodeOptions
+from patchkit.methods._scrub_hypothesis import Hypothesis as Hypothesis
+from patchkit.methods._scrub_hypothesis import Interpretation as Interpretation
+from patchkit.methods.acdc import ACDC_ORDERS as ACDC_ORDERS
+from patchkit.methods.acdc import acdc as acdc
 from patchkit.methods.activation_patching import SetEffects as SetEffects
 from patchkit.methods.activation_patching import patch_nodes as patch_nodes
 from patchkit.methods.activation_patching import patch_sets as patch_sets
 from patchkit.methods.attribution import METHODS as METHODS
 from patchkit.methods.attribution import Method as Method
 from patchkit.methods.attribution import attribute as attribute
+from patchkit.methods.causal_scrubbing import scrub as scrub
+from patchkit.methods.circuits import CircuitMetrics as CircuitMetrics
+from patchkit.methods.circuits import run_circuits as run_circuits
 from patchkit.methods.desiderata_mask import MaskOptions as MaskOptions
 from patchkit.methods.desiderata_mask import learn_mask as learn_mask
 from patchkit.methods.diagnostics import BoundOptions as BoundOptions
+from patchkit.methods.edge_attribution import EDGE_METHODS as EDGE_METHODS
+from patchkit.methods.edge_attribution import attribute_edges as attribute_edges
+from patchkit.methods.edge_patching import patch_edges as patch_edges
+from patchkit.methods.evaluate import EvaluateOptions as EvaluateOptions
+from patchkit.methods.evaluate import evaluate as evaluate
 from patchkit.methods.mask_scores import answers_with as answers_with
+from patchkit.methods.path_patching import StagePlan as StagePlan
+from patchkit.methods.path_patching import patch_paths as patch_paths
+from patchkit.methods.path_patching import trace_paths_back as trace_paths_back
 from patchkit.methods.verification import verify as verify

@@ -20,7 +20,7 @@ from patchkit.model import PatchModel
 from patchkit.model.edges import EdgeGraph
 from patchkit.tracing.senders import Senders, contributions
 
-ORDERS = ("reverse", "by-size")
+ACDC_ORDERS = ("reverse", "by-size")
 
 
 def receivers_in_order(graph: EdgeGraph) -> Iterator[int]:

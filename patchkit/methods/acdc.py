@@ -29,7 +29,8 @@ from torch import Tensor
 
 from patchkit.data import Pair, kl, read_places
 from patchkit.errors import InputError
-from patchkit.methods._acdc_order import ORDERS, known_at, receivers_in_order, senders_in_order
+from patchkit.methods._acdc_order import ACDC_ORDERS as ACDC_ORDERS
+from patchkit.methods._acdc_order import known_at, receivers_in_order, senders_in_order
 from patchkit.methods._acdc_trials import Trials
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._edge_replacement import edge_journal_key, edge_replacement
@@ -78,8 +79,8 @@ def acdc(
     metric = check_circuit_options(options)
     if math.isnan(tau):
         raise InputError("tau is NaN; expected a number in the metric's unit, such as 0.01")
-    if order not in ORDERS:
-        raise InputError(f"order '{order}' is not known; expected one of: {', '.join(ORDERS)}")
+    if order not in ACDC_ORDERS:
+        raise InputError(f"order '{order}' is not known; expected one of: {', '.join(ACDC_ORDERS)}")
     if max_forwards is not None and not max_forwards >= 2:
         raise InputError(
             f"max_forwards is {max_forwards}: the base and the source run alone take 2 forward-equivalents; give more"
@@ -90,7 +91,9 @@ def acdc(
     trials = Trials(model, graph, pairs, options, metric, replacement)
     if replacement.means is not None:
         prompts = pairs if reference is None else reference
-        trials.spent += sum(len(pair.clean_ids) for pair in prompts) / sum(len(pair.clean_ids) for pair in pairs)
+        trials.spent += sum(len(pair.clean_ids) for pair in prompts) / sum(
+            len(pair.clean_ids) for pair in pairs
+        )
     journal = None
     if checkpoint is not None:
         key = edge_journal_key(f"acdc {tau} {order} {absolute}", model, pairs, places, options, replacement)

@@ -173,7 +173,7 @@ def attribute_edges(
             metric whose gradient is absent or not finite, GradDrop on a model of one layer.
     """
     options = options or EdgeOptions()
-    made_of = _method(method, steps, rule, qk_fix, grad_drop)
+    made_of = edge_method(method, steps, rule, qk_fix, grad_drop)
     metric = resolve_metric(options.metric)
     if method == "eap":
         refuse_flat_metric(metric)
@@ -269,7 +269,8 @@ def _convention(options: EdgeOptions, method: str) -> Convention:
     return options.convention
 
 
-def _method(name: str, steps: int, rule: str | None, qk_fix: bool, grad_drop: bool) -> EdgeMethod:
+def edge_method(name: str, steps: int, rule: str | None, qk_fix: bool, grad_drop: bool) -> EdgeMethod:
+    """How edges are scored, as options say it; InputError where they contradict each other."""
     if name not in EDGE_METHODS:
         raise InputError(f"method '{name}' is not known; expected one of: {', '.join(EDGE_METHODS)}")
     integrated = name in DEFAULT_RULE

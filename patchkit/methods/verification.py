@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -19,6 +18,7 @@ from patchkit.methods._node_options import Asked, NodeOptions, ask
 from patchkit.methods._replacements import replacement
 from patchkit.methods.activation_patching import exact_scores
 from patchkit.model import NodeGrid, PatchModel
+from patchkit.results.rank import rank_correlation
 from patchkit.results.scores import Scores
 from patchkit.results.verification import Verification, VerifiedNode
 from patchkit.runtime import Progress
@@ -132,13 +132,8 @@ def _compare(scores: Scores, exact: Scores, top: Tensor, drawn: Tensor, computed
 
 
 def _rank_correlation(nodes: Sequence[VerifiedNode]) -> float | None:
-    estimates, exact = [node.estimate for node in nodes], [node.exact for node in nodes]
-    if len(set(estimates)) < 2 or len(set(exact)) < 2:
-        return None
-    # Loading it takes half a second, which every command would wait for and few need.
-    from scipy.stats import rankdata
-
-    return float(np.corrcoef(rankdata(estimates), rankdata(exact))[0, 1])
+    estimates, exact = ([getattr(node, name) for node in nodes] for name in ("estimate", "exact"))
+    return rank_correlation(*(torch.tensor(each, dtype=torch.float64) for each in (estimates, exact)))
 
 
 def _sign_agreement(nodes: Sequence[VerifiedNode]) -> float | None:

@@ -1,0 +1,196 @@
+"""`evaluate`: whether to believe a circuit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchkit.cli.console import say
+from patchkit.cli.edge_options import Direction, EdgeAblation, Reference, begin_edges, edge_options
+from patchkit.cli.edge_outcome import end_evaluation
+from patchkit.cli.given import check_pairs, given_pairs, given_reference
+from patchkit.cli.options import (
+    AnswerFirstToken,
+    AttnImplementation,
+    DeviceMap,
+    Dtype,
+    MaxBatchTokens,
+    Metric,
+    Model,
+    Out,
+    Pairs,
+    PairsN,
+    PairsTask,
+    Quiet,
+    Resume,
+    Seed,
+    one_of,
+    options_of,
+    words_of,
+)
+from patchkit.cli.outcome import finished, open_model
+from patchkit.cli.progress import progress_bar
+from patchkit.errors import InputError
+
+if TYPE_CHECKING:
+    from patchkit.methods import EvaluateOptions
+
+_CIRCUIT, _TESTS = "Circuit", "Tests"
+
+
+def evaluate(
+    ctx: typer.Context,
+    model: Model,
+    circuit: Annotated[
+        Path,
+        typer.Option(
+            "--circuit",
+            help="A run of `patchkit edges`, an EAP-IG .json or .pt, or names of edges.",
+            rich_help_panel=_CIRCUIT,
+        ),
+    ],
+    out: Out,
+    pairs: Pairs = None,
+    task: PairsTask = None,
+    n: PairsN = 100,
+    answer_first_token: AnswerFirstToken = False,
+    top_n: Annotated[
+        str | None,
+        typer.Option(
+            "--top-n", help="Numbers of edges to select, by comma: 50,200,1000.", rich_help_panel=_CIRCUIT
+        ),
+    ] = None,
+    absolute: Annotated[
+        bool, typer.Option("--absolute", help="Rank edges by |score|.", rich_help_panel=_CIRCUIT)
+    ] = False,
+    selection: Annotated[
+        str,
+        typer.Option(
+            "--selection",
+            help="top, greedy (from the logits backwards) or threshold.",
+            rich_help_panel=_CIRCUIT,
+        ),
+    ] = "top",
+    tau: Annotated[
+        float | None,
+        typer.Option("--tau", help="Least score, of --selection threshold.", rich_help_panel=_CIRCUIT),
+    ] = None,
+    patching: Annotated[
+        str,
+        typer.Option(
+            "--patching", help="edge, or node: its senders against all others.", rich_help_panel=_CIRCUIT
+        ),
+    ] = "edge",
+    curve: Annotated[
+        bool,
+        typer.Option("--curve", help="Faithfulness at MIB's ten sizes; CPR and CMD.", rich_help_panel=_TESTS),
+    ] = False,
+    completeness: Annotated[
+        int,
+        typer.Option(
+            "--completeness", min=0, help="Random sets of nodes to take away.", rich_help_panel=_TESTS
+        ),
+    ] = 0,
+    minimality: Annotated[
+        bool, typer.Option("--minimality", help="Is each node needed?", rich_help_panel=_TESTS)
+    ] = False,
+    random: Annotated[
+        int, typer.Option("--random", min=0, help="Random circuits of equal size.", rich_help_panel=_TESTS)
+    ] = 0,
+    stability: Annotated[
+        int,
+        typer.Option(
+            "--stability",
+            min=0,
+            help="Bootstraps of the pairs (edges --keep-pairs).",
+            rich_help_panel=_TESTS,
+        ),
+    ] = 0,
+    knockout: Annotated[
+        str | None,
+        typer.Option(
+            "--knockout", help="Heads and MLPs to knock out: who makes up for them?", rich_help_panel=_TESTS
+        ),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", help="A circuit or run to compare with.", rich_help_panel=_TESTS),
+    ] = None,
+    direction: Direction = "noise",
+    metric: Metric = "logit-diff",
+    ablation: EdgeAblation = "resample",
+    reference: Reference = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    attn_implementation: AttnImplementation = None,
+    max_batch_tokens: MaxBatchTokens = "auto",
+    seed: Seed = 0,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a circuit: faithfulness, completeness, minimality, random circuits, curves, overlap, self-repair."""
+    given = ctx.params
+    check_pairs(given)
+    options, asked = edge_options(given), evaluate_options(given)
+    from patchkit import methods
+    from patchkit.results.circuit_source import read_circuit
+    from patchkit.results.manifest import open_run_dir
+
+    with open_run_dir(out, "evaluate", options_of(ctx), resume) as run:
+        if run.done:
+            finished(run, quiet)
+            return
+        loaded = open_model(model, dtype, device_map, attn_implementation)
+        source = read_circuit(circuit, loaded.dims)
+        compared = None if truth is None else read_circuit(truth, loaded.dims)
+        made = given_pairs(loaded, given)
+        begin_edges(run, loaded, options)
+        for note in source.notes:
+            say(f"{circuit}: {note}", quiet)
+        with progress_bar(quiet) as progress:
+            found = methods.evaluate(
+                loaded,
+                made,
+                source.source,
+                options,
+                asked,
+                reference=given_reference(loaded, given),
+                truth=None if compared is None else compared.source,
+                truth_name="reference" if truth is None else str(truth),
+                origin=str(circuit),
+                checkpoint=run.checkpoint,
+                progress=progress,
+            )
+        found = found.model_copy(update={"notes": [*source.notes, *found.notes]})
+        found.save(run.path)
+        end_evaluation(run, found, quiet)
+
+
+def evaluate_options(given: dict[str, Any]) -> EvaluateOptions:
+    """What is asked about the circuit, as the method takes it."""
+    from patchkit.methods import EvaluateOptions
+    from patchkit.methods._evaluate_options import PATCHINGS, SELECTION_NAMES
+
+    sizes: list[int] = []
+    for word in words_of(given["top_n"], "--top-n") if given["top_n"] is not None else ():
+        if not word.isdecimal():
+            raise InputError(
+                f"--top-n {given['top_n']}: '{word}' is no number of edges; expected such as 50,200,1000"
+            )
+        sizes.append(int(word))
+    return EvaluateOptions(
+        sizes=tuple(sizes),
+        absolute=given["absolute"],
+        selection=one_of(SELECTION_NAMES, given["selection"], "--selection"),
+        tau=given["tau"],
+        patching=one_of(PATCHINGS, given["patching"], "--patching"),
+        curve=given["curve"],
+        completeness=given["completeness"],
+        minimality=given["minimality"],
+        random=given["random"],
+        stability=given["stability"],
+        knockout=() if given["knockout"] is None else words_of(given["knockout"], "--knockout"),
+        seed=given["seed"],
+    )
