@@ -1,13 +1,14 @@
 """Causal scrubbing by brute force: one unpadded prompt at a time, plain torch hooks, one forward for every receiver.
 
 The draws are replayed from the tree that `draw` gives. What a receiver reads is put into a whole forward as the residual
-stream at its place, so nothing here knows of norms, projections or heads that share keys; what replaced heads write is the
-change of the attention's output in a forward in which their z is replaced. `check_scrubbing` is the comparison itself.
+stream at its place, so nothing here knows of norms or projections; what replaced heads write is the change of the
+attention's output in a forward in which their z is replaced. `check_scrubbing` is the comparison itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from patchkit.data import Pair, read_places
 from patchkit.methods._scrub_draws import Draw, draw
-from patchkit.methods._scrub_hypothesis import OUTPUT, Hypothesis
+from patchkit.methods._scrub_hypothesis import OUTPUT, Hypothesis, Interpretation
 from patchkit.methods.causal_scrubbing import ScrubOptions, scrub
 from patchkit.results.scrubbing import ScrubResult
 from tests import oracles
@@ -99,6 +100,8 @@ class Oracle:
         for letter in "qkv":
             unit = head if letter == "q" else head // (self.heads // self.kv_heads)
             stream = self.stream(number, f"a{layer}.h{unit}<{letter}>", claims)
+            if torch.equal(stream, self.plain(number)[0]["resid_pre", layer]):
+                continue
             run = oracles.run(self.hf, ids, {("resid_pre", layer): lambda _, stream=stream: stream})
             projected = oracles.squeezed(run.values)[f"{letter}_proj", layer][:, unit]
 
@@ -217,10 +220,75 @@ def check_result(
             "scrubbed": [oracle.logits(tree) for tree in trees],
         }
         metrics = {
-            name: torch.stack([logit_diff(l, each) for l in logits]) for name, logits in expected.items()
+            name: torch.stack([logit_diff(row, each) for row in logits]) for name, logits in expected.items()
         }
         for name, values in metrics.items():
             mean = values.double().mean()
-            agree(torch.tensor(getattr(found, name)).double(), mean, f"{name} metric of {each.id}", tolerance)
+            agree(
+                torch.tensor(getattr(found, name), dtype=torch.float64),
+                mean,
+                f"{name} metric of {each.id}",
+                tolerance,
+            )
         moved = max(moved, float((metrics["scrubbed"] - metrics["random"]).abs().max()))
     assert moved > 1e-3 or not hypothesis.nodes, "scrubbed runs are random ones: the comparison says little"
+
+
+# Prompts and hypotheses for the tests.
+
+
+def prompts(n: int, seed: int = 0, lengths: Sequence[int] = (7, 5)) -> list[Pair]:
+    """Random prompts of several lengths, with a span `s` of two tokens."""
+    rng, made = random.Random(seed), []
+    for number in range(n):
+        length = lengths[number % len(lengths)]
+        ids = tuple(rng.randrange(3, 37) for _ in range(length))
+        answer, wrong = rng.sample(range(3, 37), 2)
+        start = rng.randrange(length - 2)
+        made.append(Pair(ids, ids, answer, wrong, {"s": (start, start + 2)}, f"{seed}-{number}"))
+    return made
+
+
+def odd(pair: Pair) -> Hashable:
+    """whether the last token is odd"""
+    return pair.clean_ids[-1] % 2
+
+
+def third(pair: Pair) -> Hashable:
+    """the first token modulo 3"""
+    return pair.clean_ids[0] % 3
+
+
+def anything(pair: Pair) -> Hashable:
+    return 0
+
+
+def whole(pair: Pair) -> Hashable:
+    """the whole prompt"""
+    return pair.clean_ids
+
+
+def mixed(group: int) -> Hypothesis:
+    """Heads and MLPs, in groups that feed themselves, at places and spans, along some edges; one node at two places of
+    the graph, one sender at two places of the prompt.
+
+    Args:
+        group: query heads that share a KV head.
+    """
+    key, value = f"a0.h{1 // group}<k>", f"a0.h{1 // group}<v>"
+    edges = ("input->m0", "input->a0.h1<q>", f"input->{key}", f"input->{value}")
+    nodes = (
+        Interpretation("top", odd, ("m2", "a2.h1"), positions="last", children=("mid", "shown", "side")),
+        Interpretation("mid", third, ("m1@s", "a1.h1@last", "m1@-1"), children=("low", "keys")),
+        Interpretation("side", anything, edges=("a1.h2->a2.h1<q>", "a0.h1->m2"), positions="last"),
+        Interpretation("low", odd, ("m0@s", "a0.h1@last"), children=("read",)),
+        Interpretation(
+            "keys",
+            third,
+            edges=(f"a0.h0->a1.h{1 // group}<k>", f"input->a1.h{1 // group}<k>"),
+            positions="s",
+        ),
+        Interpretation("shown", odd, ("input@last",)),
+        Interpretation("read", odd, edges=edges, positions="s,-1"),
+    )
+    return Hypothesis("mixed", nodes, ("top", "mid"), "Something about everything.")

@@ -46,10 +46,6 @@ class Interpretation:
             raise InputError(
                 f"interpretation node '{self.name}': expected either nodes or edges of the model, found {found}"
             )
-        if not callable(self.key):
-            raise InputError(
-                f"interpretation node '{self.name}': key must be a function of a Pair, found {self.key!r}"
-            )
         for what in ("nodes", "edges", "children"):
             said = getattr(self, what)
             twice = [each for place, each in enumerate(said) if each in said[:place]]

@@ -44,7 +44,7 @@ def summarise(
     of_model, random, scrubbed = (float(value) for value in means.mean(1))
     share = _recovered(means.mean(1)[:, None])
     shares = _recovered(resampled)
-    scale = abs(of_model - random)
+    scale, halfway = abs(of_model - random), (of_model + random) / 2
     occurrences = Counter(reading.hypothesis.occurrences())
     nodes = [
         _node(node, draws.buckets[node.name], occurrences[node.name]) for node in reading.hypothesis.nodes
@@ -84,9 +84,10 @@ def summarise(
         recovered=float(share[0]) if defined else None,
         recovered_interval=_interval(shares) if defined and len(shares) else None,
         gap=float((means[0] - means[2]).abs().mean()) / scale if defined else None,
+        kept=float(((means[2] > halfway) == (of_model > random)).double().mean()) if defined else None,
         quantiles=tuple(np.quantile(means[2].numpy(), _QUANTILES).tolist()),
         forwards=float(found["forwards"].double().sum()),
-        notes=_notes(nodes, defined, means, of_model, random),
+        notes=_notes(nodes, defined),
     )
 
 
@@ -122,9 +123,7 @@ def _node(node: Interpretation, buckets: Buckets, occurrences: int) -> ScrubNode
     )
 
 
-def _notes(
-    nodes: list[ScrubNode], defined: bool, means: Float[Tensor, "3 inputs"], model: float, random: float
-) -> list[str]:
+def _notes(nodes: list[ScrubNode], defined: bool) -> list[str]:
     notes = []
     for node in nodes:
         if node.vacuous:
@@ -139,13 +138,5 @@ def _notes(
         notes.append(
             "The model and the random baseline have one metric, so that no share is defined: nothing here depends on the "
             "input."
-        )
-        return notes
-    halfway = (model + random) / 2
-    kept = (means[2] > halfway) == (model > random)
-    if bool(kept.any()) and not bool(kept.all()):
-        notes.append(
-            f"On {int(kept.sum())} of {len(kept)} inputs the scrubbed metric lies on the model's side of halfway: a mean "
-            "over inputs can hide such a mixture."
         )
     return notes

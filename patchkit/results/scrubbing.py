@@ -81,6 +81,9 @@ class ScrubResult(_Frozen):
     gap: float | None = Field(
         description="mean over inputs of |model - scrubbed|, in units of |model - random|: inputs cannot cancel in it"
     )
+    kept: float | None = Field(
+        description="share of inputs whose scrubbed metric lies nearer to the model's mean than to the random one"
+    )
     quantiles: tuple[float, float, float, float, float] = Field(
         description="5, 25, 50, 75 and 95 % of the scrubbed metric over reference inputs"
     )
