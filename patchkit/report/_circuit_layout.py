@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchkit.model.edges import EdgeGraph
+from patchkit.report._largest import largest
 from patchkit.report._layers import Item, Link, arrange
 from patchkit.results.circuit import Circuit
 
@@ -104,7 +105,7 @@ def choose(
         sizes = torch.ones(circuit.edges.shape) if importance is None else importance.abs()
     where = circuit.edges.nonzero()
     found = sizes[circuit.edges].double().nan_to_num(nan=0.0)
-    order = torch.sort(found, descending=True, stable=True).indices[:limit]
+    order = largest(found, limit)
     graph, rest = circuit.graph, circuit.edges.clone()
     drawn = []
     for size, (sender, receiver) in zip(found[order].tolist(), where[order].tolist(), strict=True):

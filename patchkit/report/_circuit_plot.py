@@ -40,6 +40,7 @@ MOST_EDGES = 60
 _THINNEST, _THICKEST = 0.6, 4.0
 _LEFT, _TOP, _NARROWEST = 0.72, 0.34, 6.4
 _BESIDE = 2.3
+_STEEPEST = 1.1
 
 
 @style()
@@ -184,7 +185,9 @@ def smooth_path(knots: Sequence[tuple[float, float]]) -> Path:
     """A curve through knots of rising y, upright at both ends, that never swings out beyond two knots in a row."""
     steps = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(knots, knots[1:], strict=False)]
     # Fritsch and Butland's slopes: the harmonic mean, and none at a turn, keep a cubic between its knots.
-    inner = [2 * p * q / (p + q) if p * q > 0 else 0.0 for p, q in zip(steps, steps[1:], strict=False)]
+    inner = [
+        _limited(2 * p * q / (p + q)) if p * q > 0 else 0.0 for p, q in zip(steps, steps[1:], strict=False)
+    ]
     slopes = [0.0, *inner, 0.0]
     points, codes = [knots[0]], [int(Path.MOVETO)]
     for (start, begin), (end, finish) in zip(
@@ -200,6 +203,11 @@ def smooth_path(knots: Sequence[tuple[float, float]]) -> Path:
         ]
         codes += [int(Path.CURVE4)] * 3
     return Path(points, codes)
+
+
+def _limited(slope: float) -> float:
+    """A slope at which a curve keeps to its lane between two boxes."""
+    return max(-_STEEPEST, min(_STEEPEST, slope))
 
 
 def _group(axes: Axes, group: Sequence[Box], left: float, bottom: float, height: float) -> None:

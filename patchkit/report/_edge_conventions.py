@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchkit.report._edge_words import flows, out_of_budget, put_in, runs, scored
+from patchkit.report._edge_words import flows, put_in, runs, scored
 from patchkit.report._html import count, duration
 from patchkit.report._words import where
 from patchkit.results.edge_scores import EdgeScores
@@ -35,8 +35,9 @@ def blind_spots(scores: EdgeScores) -> list[str]:
         notes += [
             "ACDC depends on the order of its visits: what is cut first changes what the rest is worth. Another order "
             "can keep a very different set.",
-            "An edge that works against the behaviour raises the metric when it is cut, so it is cut unless |effect| "
-            "decides (`--absolute`).",
+            "|effect| decides, so edges that work against the behaviour are kept too."
+            if scores.method.absolute
+            else "An edge that works against the behaviour is cut, since that raises the metric; `--absolute` keeps it.",
         ]
     elif name == "ifr":
         notes += [
@@ -150,12 +151,13 @@ def _facts(scores: EdgeScores) -> list[tuple[str, str]]:
         )
     if method.threshold is not None:
         order = f"; visited in the order {method.order}" if method.order else ""
+        order += "; |effect| decides" if method.absolute else ""
         facts.append(("threshold", f"tau = {method.threshold:g}, of {scores.convention.metric}{order}."))
     if method.name == "acdc":
         visited = f"{count(scored(scores))} of {count(scores.graph.n_edges)} edges were cut to see"
-        over = (
-            "; the budget ended the run" if out_of_budget(scores) else "; the run came to its end by itself"
-        )
+        over = "; the others fell away with a node that nothing read any more"
+        if method.untried:
+            over = f"; the budget ended the run before {count(method.untried)} others"
         facts.append(("visits", f"{visited}{over}."))
     return facts
 

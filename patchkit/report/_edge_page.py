@@ -50,19 +50,21 @@ def write_edges_report(directory: Path | str) -> Path:
     drawn = {}
     if not pictured(scores).is_empty:
         drawn["circuit.png"] = to_png(edges_figure(scores))
-    if len(shares(scores)) > 1:
+    held = shares(scores)
+    if len(held) > 1:
         maps, rows = layer_maps(scores)
         drawn["layers.png"] = to_png(matrix_figure(maps, rows, down="layer of sender"))
-        drawn["concentration.png"] = to_png(concentration_figure(scores))
+        drawn["concentration.png"] = to_png(concentration_figure(scores, held))
     return write_files(directory, page, drawn, EDGES_PICTURES)
 
 
 def edges_page(scores: EdgeScores, manifest: Manifest | None = None, place: str = "DIR") -> str:
     """The page of edges as HTML, from the scores alone; `place` is how commands call the run's directory."""
+    held = shares(scores)
     sections = [
         from_edges.picture(scores),
         from_edges.maps(scores),
-        from_edges.concentration(scores),
+        from_edges.concentration(scores, held),
         from_edges.table(scores),
         from_edges.positions(scores),
         from_edges.notes(scores),
@@ -74,7 +76,7 @@ def edges_page(scores: EdgeScores, manifest: Manifest | None = None, place: str 
     title = f"Which edges matter{model}: {edge_words.method_name(scores)}"
     warned = [*edge_words.warnings(scores), state(manifest)]
     return document(
-        title, _lead(title, edge_words.headline(scores), warned, from_edges.tiles(scores)), sections
+        title, _lead(title, edge_words.headline(scores), warned, from_edges.tiles(scores, held)), sections
     )
 
 

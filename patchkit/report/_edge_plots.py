@@ -12,6 +12,7 @@ from patchkit.report._canvas import figure_of, log_axis, quiet_axes, style
 from patchkit.report._circuit_plot import circuit_figure
 from patchkit.report._edge_words import flows, sizes, what
 from patchkit.report._html import count
+from patchkit.report._largest import largest
 from patchkit.report._matrix_plot import Matrix
 from patchkit.report._palette import LIGHT
 from patchkit.results.circuit import Circuit, greedy
@@ -41,8 +42,8 @@ def pictured(scores: EdgeScores) -> Circuit:
     if flows(scores):
         # A share says how much of one stream is whose: only along a route to the logits does it say what that is for.
         return greedy(scores.graph, over_places(scores, scores.mean_abs), PICTURED, absolute=False)
-    found = size.nan_to_num(nan=0.0, neginf=0.0).flatten()
-    order = torch.sort(found, descending=True, stable=True).indices[:PICTURED]
+    found = size.flatten()
+    order = largest(found, PICTURED)
     chosen = torch.zeros(found.numel(), dtype=torch.bool)
     chosen[order[found[order] > 0]] = True
     return Circuit(scores.graph, chosen.reshape(size.shape))
@@ -90,8 +91,8 @@ def _into(graph: EdgeGraph, rows: Tensor, layer: int, kind: str) -> Float[Tensor
 
 def place_map(scores: EdgeScores) -> tuple[Matrix, list[str]]:
     """The signed mean effect of the largest edges at each place, and the edges' names."""
-    size = over_places(scores, sizes(scores)).nan_to_num(nan=0.0).flatten()
-    order = torch.sort(size, descending=True, stable=True).indices[:PLACED]
+    size = over_places(scores, sizes(scores)).flatten()
+    order = largest(size, PLACED)
     order = order[size[order] > 0]
     senders, receivers = order // scores.graph.n_receivers, order % scores.graph.n_receivers
     names = [scores.graph.edge_name(*edge) for edge in zip(senders.tolist(), receivers.tolist(), strict=True)]
@@ -111,9 +112,8 @@ def needed(held: Float[Tensor, " edges"], share: float) -> int:
 
 
 @style()
-def concentration_figure(scores: EdgeScores) -> Figure:
-    """The share of all mean |effect| in the largest n edges against n, on a logarithmic axis."""
-    held = shares(scores)
+def concentration_figure(scores: EdgeScores, held: Float[Tensor, " edges"]) -> Figure:
+    """The share of all mean |effect| in the largest n edges (`shares`) against n, on a logarithmic axis."""
     figure = figure_of(5.2, 3.3)
     axes = figure.subplots()
     if len(held):

@@ -18,7 +18,6 @@ from patchkit.report._edge_plots import (
     needed,
     pictured,
     place_map,
-    shares,
 )
 from patchkit.report._edge_words import flows, means, method_name, ranked, runs, scored, sizes, unscored, what
 from patchkit.report._html import (
@@ -45,9 +44,9 @@ SHOWN = 25
 _DRAWS = 1000
 
 
-def tiles(scores: EdgeScores) -> str:
-    """The numbers one looks for first."""
-    top, held = ranked(scores, 1), shares(scores)
+def tiles(scores: EdgeScores, held: Float[Tensor, " edges"]) -> str:
+    """The numbers one looks for first; `held` are the `shares` of the largest edges."""
+    top = ranked(scores, 1)
     size = top[0][2] if top else 0.0
     largest = unit(size) if flows(scores) else signed(size, decimals(size))
     named = f", {scores.name(top[0][0])}" if top else ""
@@ -130,9 +129,8 @@ def maps(scores: EdgeScores) -> str:
     return section("layers", "From which layers to which?", "Layers", figure(svg, caption, wide=True))
 
 
-def concentration(scores: EdgeScores) -> str:
-    """How few edges hold most of all |effect|."""
-    held = shares(scores)
+def concentration(scores: EdgeScores, held: Float[Tensor, " edges"]) -> str:
+    """How few edges hold most of all |effect|; `held` are the `shares` of the largest."""
     if len(held) < 2:
         return ""
     total = scored(scores)
@@ -152,7 +150,7 @@ def concentration(scores: EdgeScores) -> str:
         "How few edges hold most of it?",
         "Concentration",
         paragraph(said),
-        figure(to_svg(concentration_figure(scores), alt, "conc"), caption),
+        figure(to_svg(concentration_figure(scores, held), alt, "conc"), caption),
     )
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchkit.report._html import count, decimals, signed, unit
+from patchkit.report._largest import largest
 from patchkit.results.edge_scores import EdgeScores
 
 METHODS = {
@@ -69,8 +70,7 @@ def sizes(scores: EdgeScores) -> Float[Tensor, "*places senders receivers"]:
 def ranked(scores: EdgeScores, k: int) -> list[tuple[int, float, float]]:
     """The k largest edges: (place in the flattened tensor, mean, mean |effect|); ties by number."""
     flat = sizes(scores).flatten()
-    known = (~flat.isnan()).nonzero()[:, 0]
-    order = known[torch.sort(flat[known], descending=True, stable=True).indices[:k]]
+    order = largest(flat, k)
     return list(zip(order.tolist(), scores.mean.flatten()[order].tolist(), flat[order].tolist(), strict=True))
 
 
@@ -97,6 +97,8 @@ def headline(scores: EdgeScores) -> str:
     top = [(scores.name(number), mean, size) for number, mean, size in ranked(scores, 3) if size > 0]
     edges, pairs = scored(scores), len(scores.pair_ids)
     unit_of = "edges" if not scores.placed else "edges at positions"
+    if not edges:
+        return "No edge was scored."
     if not top:
         does = "carries anything" if flows(scores) else f"changes {scores.convention.metric} when it is cut"
         return f"None of {count(edges)} {unit_of} {does}."
@@ -127,13 +129,16 @@ def headline(scores: EdgeScores) -> str:
 
 
 def _kept(scores: EdgeScores) -> str:
-    circuit, total = scores.circuit, scores.graph.n_edges
+    circuit, total, untried = scores.circuit, scores.graph.n_edges, scores.method.untried
     if circuit is None or circuit.is_empty:
         return f"ACDC kept none of {count(total)} edges: at this threshold nothing is worth keeping."
     share = unit(circuit.n_edges / total)
+    kept = f"{count(circuit.n_edges)} of {count(total)} edges ({share}), among {count(int(circuit.nodes.sum()))} nodes"
+    if untried:
+        return f"When its budget ended, ACDC had kept {kept}; {count(untried)} edges it had not tried."
     return (
-        f"ACDC kept {count(circuit.n_edges)} of {count(total)} edges ({share}), among {count(int(circuit.nodes.sum()))} "
-        f"nodes: cutting any one of the others cost less than {scores.method.threshold:g} of {scores.convention.metric}."
+        f"ACDC kept {kept}: cutting any one of the others cost less than {scores.method.threshold:g} of "
+        f"{scores.convention.metric}."
     )
 
 
@@ -147,22 +152,16 @@ def warnings(scores: EdgeScores) -> list[str]:
             f"above that of the corrupt ones ({signed(metric['corrupt'], 2)}), so the model does not show the behaviour "
             "here."
         )
-    missing = unscored(scores)
-    if missing and scores.method.name == "acdc" and out_of_budget(scores):
+    if scores.method.untried:
         found.append(
-            f"The budget ended before {count(missing)} edges were visited: they are still in the circuit because "
-            "nothing is known of them, not because they matter. Go on with `--resume` and a larger `--max-forwards`."
+            f"The budget ended before {count(scores.method.untried)} edges were tried: they are still in the circuit, "
+            "unless they are dead ends, because nothing is known of them. Go on with `--resume` and a "
+            "larger `--max-forwards`."
         )
-    elif missing and scores.method.name != "acdc":
+    missing = unscored(scores)
+    if missing and scores.method.name != "acdc":
         found.append(
-            f"{count(missing)} of {count(scored(scores) + missing)} edges were not scored: shares and ranks below are "
-            "of those that were."
+            f"{count(missing)} of {count(scored(scores) + missing)} edges were not scored: shares and ranks below are of "
+            "those that were."
         )
     return found
-
-
-def out_of_budget(scores: EdgeScores) -> bool:
-    """Whether ACDC left edges in the circuit that it has not visited."""
-    if scores.circuit is None or scores.placed:
-        return False
-    return bool((scores.circuit.edges & scores.mean.isnan()).any())

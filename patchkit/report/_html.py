@@ -28,8 +28,9 @@ def breakable(text: object) -> str:
 
 
 def arrows(text: object) -> str:
-    """Escaped text that may break after the arrow of an edge's name, and not inside it."""
-    return escape(text).replace("-&gt;", '<span class="nb">-&gt;</span><wbr>')
+    """Escaped text in which an edge's name stays on one line where it fits, and else breaks behind its arrow."""
+    whole = r'<span class="edge"><span class="nb">\1</span><wbr>\2</span>'
+    return re.sub(r"(\S+?-&gt;)(\S+)", whole, escape(text))
 
 
 def percent(value: float | None, sign: bool = False) -> str:

@@ -18,12 +18,15 @@ from patchkit.report._canvas import label, style, ticks
 from patchkit.report._html import decimals, signed
 from patchkit.report._palette import HEAT_MAX, LIGHT, fractions
 
-# More cells than this are drawn as one picture: the page would grow by 100 bytes a cell.
-MOST_CELLS = 3000
+# Maps of more cells are drawn as one picture: the page would grow by 100 bytes a cell, and their frames would be all
+# that one sees.
+MOST_CELLS = 800
 
 _WIDEST, _NARROWEST, _GAP = 10.4, 3.6, 0.32
 _LETTER, _LONGEST = 0.062, 26
 _TOP, _KEY = 0.34, 0.36
+# A lone column stays wide enough for its title.
+_COLUMN = 0.34
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def matrix_figure(
     wide, tall = _cell(maps, rows, widest)
     left = 0.2 + 0.24 * bool(down) + _LETTER * max((min(len(name), _LONGEST) for name in rows), default=0)
     below = _below(maps, wide)
-    drawn = sum(len(panel.columns) * wide for panel in maps) + _GAP * (len(maps) - 1)
+    widths = [max(_COLUMN, len(panel.columns) * wide) for panel in maps]
+    drawn = sum(widths) + _GAP * (len(maps) - 1)
     width, height = max(_NARROWEST, left + drawn + 0.3), _TOP + len(rows) * tall + below + _KEY
     figure = Figure(figsize=(width, height))
     scale = (
@@ -72,11 +76,11 @@ def matrix_figure(
         or 1.0
     )
     x = left
-    for place, panel in enumerate(maps):
+    for place, (panel, broad) in enumerate(zip(maps, widths, strict=True)):
         box = (
             x / width,
             (below + _KEY) / height,
-            len(panel.columns) * wide / width,
+            broad / width,
             len(rows) * tall / height,
         )
         axes = figure.add_axes(box)
@@ -85,7 +89,7 @@ def matrix_figure(
             shown = list(range(len(rows))) if tall >= 0.14 else ticks(len(rows))
             axes.set_yticks(shown, [label(rows[row], _LONGEST) for row in shown])
             axes.set_ylabel(down)
-        x += len(panel.columns) * wide + _GAP
+        x += broad + _GAP
     negative = any(bool((panel.cells < 0).any()) for panel in maps)
     _key(figure, left, scale, negative, outline if any(panel.outlined for panel in maps) else "", percent)
     return figure
@@ -99,9 +103,10 @@ def tint(value: float, scale: float) -> tuple[float, float, float, float]:
 
 def _cell(maps: Sequence[Matrix], rows: Sequence[str], widest: float) -> tuple[float, float]:
     left = 0.5 + _LETTER * max((min(len(name), _LONGEST) for name in rows), default=0)
-    columns = sum(len(panel.columns) for panel in maps)
-    room = (_WIDEST - left - _GAP * len(maps)) / max(1, columns)
-    return min(widest, room), min(0.28, max(0.11, 7.0 / max(1, len(rows))))
+    columns = max(1, sum(len(panel.columns) for panel in maps))
+    wide = min(widest, (_WIDEST - left - _GAP * len(maps)) / columns)
+    # Tall slivers would say that columns matter less than rows.
+    return wide, min(0.28, max(0.11, 7.0 / max(1, len(rows))), max(0.13, 2 * wide))
 
 
 def _below(maps: Sequence[Matrix], wide: float) -> float:

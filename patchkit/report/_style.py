@@ -30,7 +30,7 @@ code,pre,.tok{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:9px 12px}
 .tile b{display:block;font-size:22px;line-height:1.25;font-weight:600;font-variant-numeric:tabular-nums}
 .tile.main{border-color:var(--s0);border-width:2px;padding:8px 11px}
-.tile span{color:var(--soft);font-size:13px;line-height:1.3;display:block}
+.tile>span{color:var(--soft);font-size:13px;line-height:1.3;display:block}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:6px 28px;align-items:start}
 .small{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,270px),1fr));gap:6px 20px}
 .beside{display:flex;flex-wrap:wrap;gap:0 32px;align-items:flex-start}
@@ -70,6 +70,7 @@ _PARTS = """
 .fig svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,sans-serif!important}
 figcaption{color:var(--soft);font-size:13.5px;max-width:46em}
 .names code,.none,.nb{white-space:nowrap}
+.edge{display:inline-block;max-width:100%}
 .names{line-height:1.9}
 .names code{border:1px solid var(--line);border-radius:4px;padding:1px 5px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:10px;margin:10px 0}
@@ -121,7 +122,7 @@ th,td{padding:4px 7px}
 .tile{padding:7px 8px}
 .tile.main{padding:6px 7px}
 .tile b{font-size:18px}
-.tile span{font-size:12px}
+.tile>span{font-size:12px}
 .prompt{grid-template-columns:1fr;gap:2px}
 tbody th,tfoot th{max-width:9.5em}
 dl>div{grid-template-columns:1fr;gap:0}
