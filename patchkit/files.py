@@ -42,6 +42,18 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
         raise _write_failure(path, len(payload), error) from error
 
 
+def remove(path: Path | str) -> None:
+    """Takes a file away, if it is there. Raises RunError naming the file when the system does not allow it."""
+    path = Path(path)
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        # What will be written beside it says so better.
+        return
+    except OSError as error:
+        raise _write_failure(path, 0, error) from error
+
+
 def _write_failure(path: Path, size: int, error: OSError) -> RunError:
     if error.errno in _DISK_FULL:
         what = f"no space left for {size:,} bytes ({error.strerror})"

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from patchkit.errors import InputError
+from patchkit.files import remove
 from patchkit.model.edges import EdgeGraph
 from patchkit.results.formats import load_tensors, read_model, save_tensors, write_model
 
@@ -74,7 +75,7 @@ def save_circuit(directory: Path, graph: EdgeGraph, edges: Tensor, requested: in
     names = None
     if count <= _NAMED:
         names = [graph.edge_name(*edge) for edge in edges.nonzero().tolist()]
-        (directory / MASK).unlink(missing_ok=True)
+        remove(directory / MASK)
     else:
         save_tensors(directory / MASK, {"in_circuit": edges})
     header = CircuitHeader(graph=GraphSizes.of(graph), requested=requested, n_edges=count, edges=names)

@@ -67,6 +67,7 @@ class Circuit:
     @classmethod
     def of_nodes(cls, graph: EdgeGraph, nodes: Bool[Tensor, " senders"]) -> Circuit:
         """All edges among some nodes, the input and the logits: what node patching compares with."""
+        _check_nodes(graph, nodes)
         kept = nodes.clone()
         kept[0] = True
         into = (kept.double() @ graph.owner.double()) > 0
@@ -115,6 +116,7 @@ class Circuit:
 
     def without(self, nodes: Bool[Tensor, " senders"]) -> Circuit:
         """Without the edges out of some nodes, and without those into inputs that only such nodes own."""
+        _check_nodes(self.graph, nodes)
         owner = self.graph.owner
         orphaned = owner.any(0) & ~(owner & ~nodes[:, None]).any(0)
         return Circuit(self.graph, self.edges & ~nodes[:, None] & ~orphaned)
@@ -273,3 +275,11 @@ def _keys(graph: EdgeGraph, importance: Tensor, absolute: bool) -> Tensor:
 def _check_size(graph: EdgeGraph, n: int) -> None:
     if not 0 <= n <= graph.n_edges:
         raise InputError(f"{n} edges were asked for; the graph has {graph.n_edges}")
+
+
+def _check_nodes(graph: EdgeGraph, nodes: Tensor) -> None:
+    if tuple(nodes.shape) != (graph.n_senders,) or nodes.dtype != torch.bool:
+        raise InputError(
+            f"nodes of this graph are a boolean mask of {graph.n_senders} senders; found {nodes.dtype} of shape "
+            f"{list(nodes.shape)}"
+        )

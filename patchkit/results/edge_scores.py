@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchkit.errors import InputError
+from patchkit.files import remove
 from patchkit.model.edges import EdgeGraph
 from patchkit.results import _edge_files as files
 from patchkit.results._circuit_files import GraphSizes, read_mask
@@ -188,7 +189,7 @@ class EdgeScores:
         """
         directory = Path(directory)
         # What is written over is not complete until it is whole again.
-        (directory / files.EDGES).unlink(missing_ok=True)
+        remove(directory / files.EDGES)
         tensors = {"scores": self.mean, "scores_abs": self.mean_abs}
         if self.by_query is not None:
             tensors |= {"scores_by_query": self.by_query[0], "scores_abs_by_query": self.by_query[1]}
@@ -221,9 +222,9 @@ class EdgeScores:
         exported = export_graph(self)
         for name in (files.GRAPH_JSON, files.GRAPH_PT):
             if exported.file is None:
-                (directory / name).unlink(missing_ok=True)
+                remove(directory / name)
             elif name == files.GRAPH_JSON and exported.file.graph.n_edges > _LARGEST_JSON:
-                (directory / name).unlink(missing_ok=True)
+                remove(directory / name)
                 exported.notes.append(
                     f"{name} is left out: {exported.file.graph.n_edges} edges are too many for it; they are in "
                     f"{files.GRAPH_PT}"

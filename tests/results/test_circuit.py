@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchkit.errors import InputError
+from patchkit.errors import InputError, RunError
 from patchkit.model import EdgeGraph
 from patchkit.results import _circuit_files
 from patchkit.results.circuit import SELECTIONS, Circuit, greedy, threshold, top_n
@@ -347,6 +347,9 @@ def test_circuits_that_are_none_are_refused() -> None:
             Circuit(graph, edges)
     with pytest.raises(InputError, match="there is no such edge"):
         Circuit.of_names(graph, ["m2->m1"])
+    for use in (functools.partial(Circuit.of_nodes, graph), Circuit.full(graph).without):
+        with pytest.raises(InputError, match=r"boolean mask of 10 senders; found torch\.bool of shape \[4\]"):
+            use(torch.ones(4, dtype=torch.bool))
     assert Circuit.empty(graph).is_empty and Circuit.full(graph).n_edges == graph.n_edges
 
 
@@ -390,6 +393,12 @@ def masked(change: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]
         save_tensors(directory / "circuit.safetensors", found)
 
     return apply
+
+
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="a file is where a directory should be"):
+        Circuit.empty(GRAPHS["grouped"]).save(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from patchkit.errors import InputError
+from patchkit.errors import InputError, RunError
 from patchkit.model import EdgeGraph
 from patchkit.results import edge_scores
 from patchkit.results.circuit import Circuit, top_n
@@ -240,6 +240,23 @@ def test_a_directory_is_complete_when_it_has_its_header(
         make(GROUPED).save(tmp_path)
     with pytest.raises(InputError, match=r"edges\.json: no such file"):
         EdgeScores.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="a file is where a directory should be"):
+        make().save(tmp_path / "file")
+    (tmp_path / "edges.json").mkdir()
+    with pytest.raises(RunError, match=r"edges\.json: could not be written"):
+        make().save(tmp_path)
+
+
+def test_scores_without_pairs_are_scores(tmp_path: Path) -> None:
+    """As they come from a graph file."""
+    nothing = torch.empty(0)
+    make(pair_ids=(), base_metric=nothing, source_metric=nothing, per_pair=None).save(tmp_path)
+    back = EdgeScores.load(tmp_path)
+    assert back.pair_ids == () and back.base_metric.shape == (0,) and same(back.mean, make().mean)
 
 
 def test_numbers_of_a_float64_model_are_whole_in_memory_and_float32_in_files(tmp_path: Path) -> None:
