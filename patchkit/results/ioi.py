@@ -6,6 +6,7 @@ under thresholds that are kept beside them; nothing here is taken from what is p
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,24 @@ IOI = "ioi.json"
 QUERIES = ("last", "s2", "s1+1", "clause")
 #: What it goes to; every token of a prompt is one of these, the first that fits. The clause is that of both names.
 TARGETS = ("io", "s1", "s1+1", "s2", "last", "token before", "rest of clause", "first token", "elsewhere")
+
+#: The stage of the logits, and the words for the inputs of heads in the names of the others.
+DIRECT = "on the logits"
+INPUTS = {"q": "queries", "k": "keys", "v": "values"}
+_STAGE = re.compile(r"on the (?P<word>queries|keys|values) of group (?P<group>[0-9]+)")
+
+
+def stage_name(letter: str, group: int) -> str:
+    """The name of the stage of the queries (`q`), keys or values of a group, counted from 1."""
+    return f"on the {INPUTS[letter]} of group {group}"
+
+
+def read_stage(name: str) -> tuple[str, int] | None:
+    """(letter, group) of a stage; None for that of the logits."""
+    match = _STAGE.fullmatch(name)
+    if match is None:
+        return None
+    return next(letter for letter, word in INPUTS.items() if word == match["word"]), int(match["group"])
 
 
 class _Frozen(BaseModel):
@@ -49,6 +68,14 @@ class HeadBehaviour(_Frozen):
     induction: float = Field(description="there: to the token after its first place")
 
 
+class Look(_Frozen):
+    """Where a head looks most: between named places, its own and those where nothing is known to be left out."""
+
+    query: str = Field(description="one of last, s2, s1+1, clause (behind both names)")
+    target: str = Field(description="one of the targets of attention, or names: both of them together")
+    mass: float = Field(description="mean attention")
+
+
 class StageShare(_Frozen):
     """The effect of a head on one set of receivers, as path patching found it under one corruption."""
 
@@ -67,6 +94,7 @@ class HeadRow(_Frozen):
     in_circuit: bool
     stages: list[StageShare] = Field(description="those in which it was a sender, as they were run")
     behaviour: HeadBehaviour
+    looks: Look
     takes_over: float | None = Field(
         default=None,
         description="what its direct effect helps more when the movers are knocked out, in units of (clean - corrupt); "
@@ -123,13 +151,18 @@ class IoiStudy(_Frozen):
     model_card: dict[str, str] = Field(
         default_factory=dict, description="label -> value, printed as they stand"
     )
-    examples: list[dict[str, str]] = Field(description="prompts in words: clean, corrupt, answer, wrong")
+    examples: list[dict[str, str]] = Field(
+        description="prompts in words: clean, answer, wrong, and the corrupt prompt under each corruption's name"
+    )
     convention: Convention
     pairs: int = Field(description="that paths were patched on and heads were watched on")
     seeds: dict[str, int] = Field(description="what was drawn -> its seed")
     parameters: dict[str, str] = Field(description="label -> value: sizes and thresholds")
     accuracy: Accuracy
     paths: dict[str, PathResult] = Field(description="corruption -> stages from the logits backwards")
+    groups: list[list[str]] = Field(
+        description="heads by how they were found: group 1 acts on the logits, group 2 on the inputs of group 1, ..."
+    )
     heads: list[HeadRow] = Field(description="all heads of the model, by layer")
     rules: list[Rule]
     attention: list[AttentionExample] = Field(description="circuit heads on one prompt")

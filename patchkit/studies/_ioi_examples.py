@@ -10,11 +10,19 @@ from patchkit.results.study import AttentionExample
 from patchkit.tracing import attention_from
 
 
-def prompt_examples(pairs: Sequence[Pair]) -> list[dict[str, str]]:
-    """Clean and corrupt prompt, answer and wrong answer of some pairs."""
-    return [
-        {name: str(pair.meta[name]) for name in ("clean", "corrupt", "answer", "wrong")} for pair in pairs
-    ]
+def prompt_examples(pairs: Mapping[str, Sequence[Pair]], n: int) -> list[dict[str, str]]:
+    """The shortest prompts in words: `clean`, `answer`, `wrong`, and the corrupt one under each corruption's name.
+
+    Clean prompts of one seed are the same under every corruption.
+    """
+    examples = []
+    ordered = sorted(zip(*pairs.values(), strict=True), key=lambda several: len(several[0].clean_ids))
+    for several in ordered[:n]:
+        one = {name: str(several[0].meta[name]) for name in ("clean", "answer", "wrong")}
+        examples.append(
+            one | {name: str(pair.meta["corrupt"]) for name, pair in zip(pairs, several, strict=True)}
+        )
+    return examples
 
 
 def attention_examples(model: PatchModel, pair: Pair, asked: Mapping[str, str]) -> list[AttentionExample]:

@@ -9,7 +9,7 @@ from patchkit.results.evaluation import Evaluation
 from patchkit.results.ioi import Accuracy, HeadRow, ProtocolScore, Rule
 from patchkit.results.paths import PathResult
 from patchkit.studies._ioi_heads import Thresholds
-from patchkit.studies._ioi_words import listed, percent, signed, together
+from patchkit.studies._ioi_words import between, listed, percent, signed, together, two_digits
 
 # Below this a model that must choose between two names hardly does better than a coin.
 _DOES_IT = 0.75
@@ -19,7 +19,7 @@ _SHOWN = 3
 def findings(
     rows: Sequence[HeadRow],
     rules: Sequence[Rule],
-    paths: Mapping[str, PathResult],
+    groups: Sequence[Sequence[str]],
     accuracy: Accuracy,
     evaluation: Evaluation,
     protocols: Sequence[ProtocolScore],
@@ -27,7 +27,7 @@ def findings(
     thresholds: Thresholds,
 ) -> list[str]:
     """The sentences, from the task through heads and circuit to the knock-out."""
-    said = [_task(accuracy), *_groups(paths)]
+    said = [_task(accuracy), *_groups(groups)]
     said += _classes(rules, rows)
     said += together(rows, thresholds)
     said += [_circuit(rows, evaluation), *_protocols(protocols), *_tests(evaluation)]
@@ -46,22 +46,9 @@ def _task(accuracy: Accuracy) -> str:
     return f"{said} It hardly does the task, so nothing below says how it is done."
 
 
-def _groups(paths: Mapping[str, PathResult]) -> list[str]:
+def _groups(groups: Sequence[Sequence[str]]) -> list[str]:
     """Which heads are group 1, 2, ...: the stages' names speak of them."""
-    found: list[list[str]] = [[]]
-    known = set[str]()
-    for stages in zip(*(result.stages for result in paths.values()), strict=True):
-        # A stage of queries begins the round that adds the next group.
-        if stages[0].name.startswith("on the queries"):
-            found.append([])
-        new = dict.fromkeys(head for stage in stages for head in stage.chosen if head not in known)
-        known |= set(new)
-        found[-1] += new
-    said = [
-        f"group {number} ({_acts(number)}) is {listed(heads)}"
-        for number, heads in enumerate(found, 1)
-        if heads
-    ]
+    said = [f"group {number} ({_acts(number)}) is {listed(heads)}" for number, heads in enumerate(groups, 1)]
     return [f"From the logits backwards: {'; '.join(said)}."] if said else []
 
 
@@ -89,9 +76,9 @@ def _circuit(rows: Sequence[HeadRow], evaluation: Evaluation) -> str:
         return "Path patching keeps no head, so the circuit is the MLPs alone."
     said = (
         f"The circuit is {len(kept)} of {len(rows)} heads and every MLP. On other prompts it keeps "
-        f"{_faithful(run.faithfulness)} of the behaviour (logit difference {run.circuit_metric:.2f}; model "
-        f"{evaluation.clean_metric:.2f}, everything replaced {evaluation.corrupt_metric:.2f}; {run.patching} patching, "
-        f"{run.ablation} from other people's prompts)"
+        f"{_faithful(run.faithfulness)} of the behaviour (logit difference {two_digits(run.circuit_metric)}; model "
+        f"{two_digits(evaluation.clean_metric)}, everything replaced {two_digits(evaluation.corrupt_metric)}; "
+        f"{run.patching} patching, {run.ablation} from other people's prompts)"
     )
     chance = evaluation.random
     if chance is None:
@@ -121,7 +108,7 @@ def _protocols(protocols: Sequence[ProtocolScore]) -> list[str]:
     ]
     if means:
         parts.append(
-            f"{percent(min(means))} to {percent(max(means))} (means of the template over other people's prompts, "
+            f"{between(means, percent)} (means of the template over other people's prompts, "
             f"{len(means)} templates)"
         )
     return [f"The same heads under other protocols keep {', '.join(parts)}."] if parts else []
@@ -134,8 +121,8 @@ def _tests(evaluation: Evaluation) -> list[str]:
         worst = max(lacks.removals, key=lambda one: one.gap)
         share = "" if lacks.worst_share is None else f", {percent(lacks.worst_share)} of the behaviour"
         said.append(
-            f"Completeness: the same nodes taken from circuit and model leave them at most {worst.gap:.2f} apart{share} "
-            f"({worst.how} choice, {len(worst.nodes)} nodes: {listed(worst.nodes)})."
+            f"Completeness: the same nodes taken from circuit and model leave them at most {two_digits(worst.gap)} "
+            f"apart{share} ({worst.how} choice, {len(worst.nodes)} nodes: {listed(worst.nodes)})."
         )
     if idle is not None:
         idlers = idle.superfluous
@@ -151,8 +138,9 @@ def _knockout(evaluation: Evaluation, knocked_out: str, rows: Sequence[HeadRow])
     repair = evaluation.repair
     assert repair is not None
     said = (
-        f"Knocked out, {knocked_out}, {listed(repair.group)}, take the logit difference from {repair.clean:.2f} to "
-        f"{repair.knocked_out:.2f}; their direct effects alone would leave {repair.expected:.2f}"
+        f"Without {knocked_out}, {listed(repair.group)}, the logit difference falls from {two_digits(repair.clean)} "
+        f"to {two_digits(repair.knocked_out)}; the loss of their direct effects alone would leave "
+        f"{two_digits(repair.expected)}"
     )
     if repair.repaired is not None:
         made_up = "make up for" if repair.repaired >= 0 else "add to the loss, as much as"

@@ -19,10 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from patchkit.model import Dims
 from patchkit.model.edges import EdgeGraph
+from patchkit.results.ioi import DIRECT, INPUTS, read_stage, stage_name
 from patchkit.results.paths import PathResult, Stage
-
-DIRECT = "on the logits"
-LETTERS = {"q": "queries", "k": "keys", "v": "values"}
 
 #: Path patching of one stage under one corruption: corruption, name of the stage, senders, receivers.
 RunStage = Callable[[str, str, list[str], list[str]], PathResult]
@@ -56,9 +54,8 @@ def trace_heads(
         top = max((graph.layer_of_sender(graph.find_sender(head)) for head in group), default=0)
         if top == 0:
             break
-        for letter, word in LETTERS.items():
-            receivers = inputs_of(graph, group, letter)
-            stage(f"on the {word} of group {number}", heads_below(graph, top), receivers)
+        for letter in INPUTS:
+            stage(stage_name(letter, number), heads_below(graph, top), inputs_of(graph, group, letter))
     return {corruption: _joined(parts) for corruption, parts in found.items()}
 
 
@@ -88,6 +85,21 @@ def chosen_heads(paths: Iterable[PathResult]) -> list[str]:
                 if one.sender in stage.chosen:
                     shares[one.sender] = max(shares.get(one.sender, 0.0), abs(one.share or 0.0))
     return sorted(shares, key=lambda head: -shares[head])
+
+
+def groups_of(paths: Iterable[PathResult]) -> list[list[str]]:
+    """Heads by how they were found: group 1 acts on the logits, group 2 is what acts on the inputs of group 1, ..."""
+    found: list[dict[str, None]] = []
+    for stages in zip(*(result.stages for result in paths), strict=True):
+        target = read_stage(stages[0].name)
+        number = 0 if target is None else target[1]
+        while len(found) <= number:
+            found.append({})
+        earlier = {head for group in found[:number] for head in group}
+        found[number] |= dict.fromkeys(
+            head for stage in stages for head in stage.chosen if head not in earlier
+        )
+    return [list(group) for group in found if group]
 
 
 def movers(paths: Iterable[PathResult], name_movers: Sequence[str]) -> tuple[list[str], str]:

@@ -8,7 +8,7 @@ from patchkit.results.evaluation import Evaluation
 from patchkit.results.ioi import HeadBehaviour, HeadRow, StageShare
 from patchkit.results.paths import PathResult
 from patchkit.studies._ioi_heads import Known, Thresholds, classes_of, evidence
-from patchkit.studies._ioi_words import unnamed
+from patchkit.studies._ioi_words import looks, unnamed
 
 
 def known_heads(
@@ -60,16 +60,16 @@ def head_rows(
     rows = []
     for head, one in known.items():
         classes = classes_of(one, thresholds)
-        stages = _stages(head, paths)
-        said = evidence(classes, one) if classes else unnamed(one.behaviour, stages, thresholds)
+        said = evidence(classes, one) if classes else unnamed(one.behaviour, thresholds)
         rows.append(
             HeadRow(
                 head=head,
                 classes=[each.name for each in classes],
                 evidence=said,
                 in_circuit=head in chosen,
-                stages=stages,
+                stages=_stages(head, paths),
                 behaviour=one.behaviour,
+                looks=looks(one.behaviour),
                 takes_over=one.takes_over,
             )
         )

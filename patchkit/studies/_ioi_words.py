@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from patchkit.results.ioi import HeadBehaviour, HeadRow, StageShare
+from patchkit.results.ioi import HeadBehaviour, HeadRow, Look, StageShare
 from patchkit.studies._ioi_heads import Thresholds
 
 PLACES = {
@@ -28,8 +28,8 @@ def mass(behaviour: HeadBehaviour, query: str, target: str) -> float:
     return row["io"] + row["s1"] if target == "names" else row[target]
 
 
-def looks(behaviour: HeadBehaviour) -> tuple[str, str, float]:
-    """(from, to, mass): the strongest attention of a head to a named place that is not its own.
+def looks(behaviour: HeadBehaviour) -> Look:
+    """The strongest attention of a head to a named place that is not its own.
 
     Behind the names, where either of them may be IO, only both together count.
     """
@@ -38,30 +38,24 @@ def looks(behaviour: HeadBehaviour) -> tuple[str, str, float]:
         if query != "clause":
             pairs += [(query, target) for target in row if target not in (*_IDLE, query)]
     query, target = max(pairs, key=lambda pair: mass(behaviour, *pair))
-    return query, target, mass(behaviour, query, target)
+    return Look(query=query, target=target, mass=mass(behaviour, query, target))
 
 
-def unnamed(behaviour: HeadBehaviour, stages: Iterable[StageShare], thresholds: Thresholds) -> str:
+def unnamed(behaviour: HeadBehaviour, thresholds: Thresholds) -> str:
     """What a head does that no class is of."""
-    query, target, most = looks(behaviour)
-    said = [f"looks from {PLACES[query]} at {PLACES[target]} ({most:.2f})"]
-    if most < thresholds.attends:
-        said = [f"spreads its attention (most from {PLACES[query]} to {PLACES[target]}, {most:.2f})"]
-    for score, words in (
-        (behaviour.writes_io, "writes IO at END"),
-        (behaviour.writes_s, "writes S at END"),
+    look = looks(behaviour)
+    where = PLACES[look.query], PLACES[look.target]
+    said = [f"looks from {where[0]} at {where[1]} ({look.mass:.2f})"]
+    if look.mass < thresholds.attends:
+        said = [f"spreads its attention (most from {where[0]} to {where[1]}, {look.mass:.2f})"]
+    for score, words, of in (
+        (behaviour.writes_io, "writes IO at END", "prompts"),
+        (behaviour.writes_s, "writes S at END", "prompts"),
+        (behaviour.copying, "would copy a name", "names"),
+        (behaviour.negative_copying, "would push a name down", "names"),
     ):
         if score >= thresholds.copies:
-            said.append(f"{words} ({percent(score)} of prompts)")
-    for score, words in (
-        (behaviour.copying, "would copy a name"),
-        (behaviour.negative_copying, "would push a name down"),
-    ):
-        if score >= thresholds.copies:
-            said.append(f"{words} ({percent(score)} of names)")
-    strongest = max(stages, key=lambda stage: abs(stage.share), default=None)
-    if strongest is not None and abs(strongest.share) >= thresholds.effect:
-        said.append(f"acts {strongest.stage} ({signed(strongest.share)})")
+            said.append(f"{words} ({percent(score)} of {of})")
     return "; ".join(said)
 
 
@@ -88,9 +82,8 @@ def strongest(row: HeadRow) -> StageShare:
 
 
 def _signature(row: HeadRow) -> tuple[str, str, str, str]:
-    query, target, _ = looks(row.behaviour)
     most = strongest(row)
-    return query, target, most.stage, most.corruption
+    return row.looks.query, row.looks.target, most.stage, most.corruption
 
 
 def _sentence(rows: Sequence[HeadRow], thresholds: Thresholds) -> str:
@@ -120,16 +113,20 @@ def between(values: Sequence[float], show: Callable[[float], str]) -> str:
 
 
 def two_digits(value: float) -> str:
-    return f"{value:.2f}"
+    """A number with two decimals and a real minus sign."""
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float) -> str:
-    """A fraction as per cent."""
-    shown = f"{100 * value:.0f} %"
-    return "0 %" if shown == "-0 %" else shown
+    """A fraction as per cent, its unit on the same line."""
+    return _unit(f"{100 * value:.0f}")
 
 
 def signed(value: float) -> str:
     """A share with its sign, as per cent; no sign on what rounds to nothing."""
-    shown = f"{100 * value:+.0f} %"
-    return "0 %" if shown in ("+0 %", "-0 %") else shown
+    return _unit(f"{100 * value:+.0f}")
+
+
+def _unit(shown: str) -> str:
+    shown = "0" if shown.lstrip("+-") == "0" else shown.replace("-", "\N{MINUS SIGN}")
+    return f"{shown}\N{NO-BREAK SPACE}%"

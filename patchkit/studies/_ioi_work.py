@@ -127,9 +127,9 @@ class Work:
             by_template.setdefault(str(pair.meta["template"]), []).append(pair)
         total = 2 * len(made) + len(by_template)
         for corruption, pairs in made.items():
-            for circuit, name, patching in ((whole, "all edges", "node"), (traced, "traced edges", "edge")):
-                self.say("the circuit under other protocols", len(scores), total)
-                scores.append(self._score(pairs, circuit, name, corruption, "resample", patching))
+            self.say("the circuit under other protocols", len(scores), total)
+            scores.append(self._score(pairs, whole, "all edges", corruption, "resample", "node"))
+            scores.append(self._score(pairs, traced, "traced edges", corruption, "resample", "edge"))
         for template, pairs in by_template.items():
             self.say("the circuit under other protocols", len(scores), total)
             scores.append(

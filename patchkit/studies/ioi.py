@@ -23,10 +23,9 @@ from patchkit.studies._ioi_findings import findings, notes
 from patchkit.studies._ioi_heads import NAME_MOVER, Known, members, rules
 from patchkit.studies._ioi_material import study_pairs
 from patchkit.studies._ioi_options import IoiOptions as IoiOptions
-from patchkit.studies._ioi_paths import chosen_heads, movers, trace_heads
+from patchkit.studies._ioi_paths import chosen_heads, groups_of, movers, trace_heads
 from patchkit.studies._ioi_published import compare
 from patchkit.studies._ioi_rows import head_rows, known_heads
-from patchkit.studies._ioi_words import looks
 from patchkit.studies._ioi_work import Protocols, Watched, Work
 
 MODEL = "ioi-gpt2"
@@ -38,7 +37,7 @@ QUESTION = (
     "does each of them do?"
 )
 # Prompts shown in words.
-_SHOWN = 3
+_SHOWN = 2
 
 
 def run_ioi(
@@ -73,7 +72,7 @@ def run_ioi(
         share=options.share,
         groups=options.groups,
     )
-    chosen = chosen_heads(paths.values())
+    chosen, groups = chosen_heads(paths.values()), groups_of(paths.values())
     name_movers = members(
         NAME_MOVER, {head: Known(one) for head, one in watched.heads.items()}, options.thresholds
     )
@@ -84,18 +83,19 @@ def run_ioi(
     known = known_heads(watched.heads, paths, evaluation, name_movers, group)
     rows = head_rows(known, paths, chosen, options.thresholds)
     ruled = rules(known, options.thresholds)
-    asked = {row.head: looks(row.behaviour)[0] for row in rows if row.in_circuit}
+    asked = {row.head: row.looks.query for row in rows if row.in_circuit}
     study = IoiStudy(
         question=QUESTION,
         model=model.name,
         model_card=model_card or {},
-        examples=prompt_examples(clean[:_SHOWN]),
+        examples=prompt_examples(pairs, _SHOWN),
         convention=evaluation.convention,
         pairs=options.pairs,
         seeds={"pairs for paths and heads": options.seed, "pairs for the circuit": options.seed + 1},
         parameters=options.described,
         accuracy=watched.accuracy,
         paths=paths,
+        groups=groups,
         heads=rows,
         rules=ruled,
         attention=attention_examples(model, min(clean, key=lambda pair: len(pair.clean_ids)), asked),
@@ -106,7 +106,7 @@ def run_ioi(
         knocked_out=group_words,
         comparison=compare(model, ruled, evaluation, protocols),
         findings=findings(
-            rows, ruled, paths, watched.accuracy, evaluation, protocols, group_words, options.thresholds
+            rows, ruled, groups, watched.accuracy, evaluation, protocols, group_words, options.thresholds
         ),
         notes=notes(evaluation, paths),
         command=command,
