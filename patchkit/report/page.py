@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchkit.errors import InputError
 from patchkit.report import _edge_page as edge_page
+from patchkit.report import _ioi_page as ioi_page
 from patchkit.report import _mask_sections as from_mask
 from patchkit.report import _recall_sections as from_recall
 from patchkit.report import _scores_sections as from_scores
@@ -60,6 +61,7 @@ def _writers() -> dict[str, tuple[str, Callable[[Path], Path]]]:
         "scores.json": ("`patchkit patch` and `patchkit attribute`", write_scores_report),
         "recall.json": ("`patchkit study attribution-recall`", write_recall_report),
         **edge_page.WRITERS,
+        **ioi_page.WRITERS,
     }
 
 
