@@ -41,7 +41,7 @@ def write_json_graph(path: Path, file: GraphFile, *, strict: bool) -> None:
     unscored = "null" if strict else "NaN"
     parts = [f'{{"cfg": {json.dumps(write_sizes(file.graph))}, ']
     if file.origin is not None:
-        parts.append(f'"{ORIGIN}": {file.origin.model_dump_json()}, ')
+        parts.append(f'"{ORIGIN}": {file.origin.model_dump_json(exclude_none=True)}, ')
     parts += [
         '"nodes": {',
         ", ".join(_nodes(file, unscored)),

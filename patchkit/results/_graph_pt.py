@@ -40,7 +40,7 @@ def write_pt_graph(path: Path, file: GraphFile) -> None:
     }
     kept = {name: value for name, value in content.items() if value is not None}
     if file.origin is not None:
-        kept[ORIGIN] = file.origin.model_dump(mode="json")
+        kept[ORIGIN] = file.origin.model_dump(mode="json", exclude_none=True)
     # A view would be saved with all that it is a view of.
     kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kept.items()}
     buffer = io.BytesIO()
