@@ -99,7 +99,7 @@ def circuits(draw: st.DrawFn) -> tuple[str, list[bool]]:
     return name, draw(st.lists(st.booleans(), min_size=count, max_size=count))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(circuits())
 def test_pruning_keeps_what_lies_on_a_path(drawn: tuple[str, list[bool]]) -> None:
     graph = GRAPHS[drawn[0]]
@@ -171,7 +171,7 @@ def naive_greedy(graph: EdgeGraph, keys: dict[str, float], n: int) -> set[str]:
     return chosen
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(scored())
 def test_selections_are_those_of_sorted_names(drawn: tuple[str, list[int], int, bool]) -> None:
     name, scores, n, absolute = drawn
