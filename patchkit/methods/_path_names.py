@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from patchkit.data import Pair, Places, read_places
 from patchkit.errors import InputError
@@ -42,8 +41,8 @@ class StagePlan:
     k: int | None = None
     threshold: float | None = None
     letters: str = "q"
-    sign: Literal["hurt", "help", "both"] = "hurt"
-    only: Literal["heads", "mlps", "all"] = "heads"
+    sign: str = "hurt"
+    only: str = "heads"
 
     def __post_init__(self) -> None:
         stage = f"stage '{self.name}'"

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -48,7 +49,7 @@ def patch_paths(
     receivers: Sequence[str],
     options: EdgeOptions | None = None,
     *,
-    mlps: Mlps = "recomputed",
+    mlps: str = "recomputed",
     reference: Sequence[Pair] | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -91,7 +92,7 @@ def trace_paths_back(
     options: EdgeOptions | None = None,
     *,
     stages: Sequence[StagePlan],
-    mlps: Mlps = "recomputed",
+    mlps: str = "recomputed",
     reference: Sequence[Pair] | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -208,7 +209,7 @@ class _Study:
         places = one_place(options.positions, pairs)
         made = edge_replacement(model, pairs, options, reference)
         graph = EdgeGraph.of(model.dims)
-        return cls(model, graph, tuple(pairs), places, options, mlps, made, checkpoint, progress)
+        return cls(model, graph, tuple(pairs), places, options, cast(Mlps, mlps), made, checkpoint, progress)
 
     def score(self, label: str, senders: Sequence[int], receivers: Sequence[int]) -> _Found:
         """Patches each sender along its paths to all receivers, in every pair."""
