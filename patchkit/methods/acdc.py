@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -48,7 +47,7 @@ def acdc(
     options: EdgeOptions | None = None,
     *,
     tau: float,
-    order: Literal["reverse", "by-size"] = "reverse",
+    order: str = "reverse",
     absolute: bool = False,
     max_forwards: float | None = None,
     reference: Sequence[Pair] | None = None,

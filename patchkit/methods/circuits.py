@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -124,7 +123,7 @@ def run_circuits(
     circuits: Sequence[Circuit],
     options: EdgeOptions | None = None,
     *,
-    patching: Literal["edge", "node"] = "edge",
+    patching: str = "edge",
     reference: Sequence[Pair] | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -201,8 +200,8 @@ def check_circuit_options(options: EdgeOptions) -> Metric:
     """
     if options.positions.strip() != "all":
         raise InputError(
-            f"positions '{options.positions}': a circuit cuts its edges at all tokens; expected all, the default. Effects "
-            "at single positions are those of edges (`patchkit edges`) and paths"
+            f"positions '{options.positions}': a circuit cuts its edges at all tokens; expected all, the default. "
+            "Effects at single positions are those of edges (`patchkit edges`) and paths"
         )
     return resolve_metric(options.metric)
 

@@ -181,7 +181,7 @@ class _Run:
         for rows in self.own if self.shared is None else [self.shared]:
             rows.values[:, 0] = self.stream
 
-    def _tokens(self, value: Float[Tensor, "pairs width *rest"]) -> Float[Tensor, "tokens *rest"]:
+    def _tokens(self, value: Float[Tensor, "pairs width ..."]) -> Float[Tensor, "tokens ..."]:
         """One axis for the tokens of all pairs; at the end of the last layer there is only the last of each."""
         return value[:, -1] if self.last else value.flatten(0, 1)
 
@@ -193,7 +193,7 @@ class _Run:
         self.stream = self._last(self.stream)
         self.partial = {circuit: (self._last(total), rows) for circuit, (total, rows) in self.partial.items()}
 
-    def _last(self, value: Float[Tensor, "tokens *rest"]) -> Float[Tensor, "pairs *rest"]:
+    def _last(self, value: Float[Tensor, "tokens ..."]) -> Float[Tensor, "pairs ..."]:
         return value.unflatten(0, (self.pairs, self.width))[:, -1]
 
     def _sums(self) -> list[Tensor]:
