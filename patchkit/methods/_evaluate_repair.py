@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -153,6 +154,14 @@ def find_group(graph: EdgeGraph, names: Sequence[str]) -> Bool[Tensor, " senders
     return group
 
 
+class Knockout(NamedTuple):
+    """What a knock-out showed, its cost in forward-equivalents, and what a reader must know."""
+
+    repair: SelfRepair
+    cost: float
+    notes: list[str]
+
+
 def self_repair(
     model: PatchModel,
     pairs: Sequence[Pair],
@@ -163,8 +172,8 @@ def self_repair(
     reference: Sequence[Pair] | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[SelfRepair, float]:
-    """Knocks a group out; returns what that showed, and its cost in forward-equivalents.
+) -> Knockout:
+    """Knocks a group out.
 
     Nodes are by size of the change, those of the group and the input left out; the interval is of the change.
     """
@@ -211,4 +220,10 @@ def self_repair(
         nodes=nodes,
     )
     cost = program.cost(model.dims, items).forwards / sum(program.tokens(item) for item in items)
-    return repair, cost
+    notes: list[str] = []
+    if repair.repaired is None or bootstrap.changes_sign(found["clean"], found["expected"]):
+        notes.append(
+            f"The direct effect of {', '.join(repair.group)} on the logits may as well be 0, so that there is nothing direct "
+            "to make up for; the share that was repaired says little."
+        )
+    return Knockout(repair, cost, notes)

@@ -8,6 +8,7 @@ is its own pruned self and has exactly the number of edges asked for.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,28 @@ def random_circuit(
     return Circuit(graph, torch.from_numpy(grown.edges), n)
 
 
+class _Layout(NamedTuple):
+    """A graph as arrays: which edges exist, senders upstream of each receiver, strata, and whose inputs are whose."""
+
+    real: np.ndarray
+    upstream: np.ndarray
+    strata: np.ndarray
+    owner: np.ndarray
+    owned: list[np.ndarray]
+
+
+@lru_cache(maxsize=4)
+def _layout(graph: EdgeGraph) -> _Layout:
+    owner = graph.owner.numpy()
+    return _Layout(
+        graph.real.numpy(),
+        graph.upstream.numpy(),
+        receiver_strata(graph).numpy(),
+        owner,
+        [np.flatnonzero(row) for row in owner],
+    )
+
+
 class _Reach(NamedTuple):
     """How many edges into each receiver can be drawn, and how likely one into it is, up to a factor."""
 
@@ -77,9 +100,7 @@ class _Grown:
 
     def __init__(self, graph: EdgeGraph, quotas: Tensor, random: np.random.Generator) -> None:
         self.random = random
-        self.real, self.upstream = graph.real.numpy(), graph.upstream.numpy()
-        self.strata, self.owner = receiver_strata(graph).numpy(), graph.owner.numpy()
-        self.owned = [np.flatnonzero(row) for row in self.owner]
+        self.real, self.upstream, self.strata, self.owner, self.owned = _layout(graph)
         self.quotas = quotas.numpy().astype(np.float64)
         self.edges = np.zeros(self.real.shape, dtype=bool)
         self.count, self.inward = 0, np.zeros(graph.n_receivers, dtype=np.int64)

@@ -119,9 +119,9 @@ def evaluate(
         if evaluation.random and found is not None:
             drawn = _generator(evaluation, "random")
             chance = random_test(runner, tested.circuit, found, evaluation.random, drawn)
-    repair, repair_cost = None, 0.0
+    gone = None
     if group is not None:
-        repair, repair_cost = self_repair(
+        gone = self_repair(
             model,
             pairs,
             group,
@@ -148,12 +148,15 @@ def evaluate(
         random=chance,
         overlaps=overlaps,
         stability=stable,
-        repair=repair,
+        repair=None if gone is None else gone.repair,
         tested=len(runs) - 1 if evaluation.asks_about_one else None,
         clean_per_pair=runner.clean.tolist(),
         corrupt_per_pair=runner.corrupt.tolist(),
-        cost=runner.cost + repair_cost,
-        notes=notes_of(source, pairs, chosen, curves, runner, bootstrap, options, evaluation),
+        cost=runner.cost + (0.0 if gone is None else gone.cost),
+        notes=[
+            *notes_of(source, pairs, chosen, curves, runner, bootstrap, options, evaluation),
+            *(() if gone is None else gone.notes),
+        ],
     )
 
 
@@ -216,8 +219,12 @@ def _overlaps(
         else:
             n = each.circuit.n_edges if each.requested is None else each.requested
             wanted = select(truth, n, evaluation.selection, evaluation.absolute).circuit
+        ours, keys = each.circuit, importance
+        if wanted.graph != ours.graph:
+            # By query head an edge may be a dead end that shares its key or value with one that is not.
+            ours, wanted, keys = ours.by_query_head().pruned(), wanted.by_query_head().pruned(), None
         for level in LEVELS:
-            compared = overlap(each.circuit, wanted, name, importance=importance, level=level)
+            compared = overlap(ours, wanted, name, importance=keys, level=level)
             found.append(compared.model_copy(update={"requested": each.requested}))
     return found
 

@@ -195,12 +195,12 @@ def test_one_pair_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_intervals_cover_as_they_say() -> None:
     """Of the mean and of the ratio of means, 30 pairs, 95 %: a percentile bootstrap falls a little short."""
     generator = torch.Generator().manual_seed(0)
-    held, held_ratio, repeats, wide = 0, 0, 300, 0.0
+    held, held_ratio, repeats, wide = 0, 0, 200, 0.0
     for repeat in range(repeats):
         clean = 4 + torch.randn(30, generator=generator)
         corrupt = torch.randn(30, generator=generator)
         circuit = corrupt + 0.7 * (clean - corrupt) + 0.5 * torch.randn(30, generator=generator)
-        bootstrap = PairBootstrap(30, 400, repeat)
+        bootstrap = PairBootstrap(30, 300, repeat)
         low, high = bootstrap.interval(circuit) or (1.0, 0.0)
         held += low <= 2.8 <= high
         low, high = bootstrap.faithfulness_interval(circuit, clean, corrupt) or (1.0, 0.0)
@@ -287,7 +287,7 @@ def test_completeness_finds_the_backup_that_is_missing(monkeypatch: pytest.Monke
 
 def test_with_both_backups_the_circuit_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, backups)
-    whole = run(circuit(*chain("a1.h0", "a1.h1")), completeness=6).completeness
+    whole = run(circuit(*chain("a1.h0", "a1.h1")), completeness=12).completeness
     assert whole is not None and whole.worst == 0 and whole.worst_share == 0
     assert [each.nodes for each in whole.removals if each.how == "greedy"] == [[]]
 
@@ -342,6 +342,13 @@ def test_minimality_sees_a_backup_and_calls_the_idle_node_superfluous(
     # Alone neither of the two is missed, only without the other.
     assert [each.removed for each in found.nodes] == [["a1.h1"], ["a1.h0"], []]
     assert found.superfluous == ["a1.h3"]
+
+
+def test_an_idle_node_beside_a_needed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, heads_of({"a1.h0": 3.0, "a2.h0": 1.0}))
+    found = run(circuit(*chain("a1.h0", "a1.h3", "a2.h0")), minimality=True).minimality
+    assert found is not None and found.superfluous == ["a1.h3"]
+    assert [each.change for each in found.nodes] == [-9, 0, -3]
 
 
 def test_partners_that_hide_a_node_together_are_taken_away_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,10 +407,10 @@ def test_random_circuits_have_no_dead_ends_and_the_very_size() -> None:
             for found in (first, matched):
                 assert found.n_edges == n
                 assert torch.equal(found.pruned().edges, found.edges)
-    small = [random_circuit(GRAPH, 6, torch.zeros(13, dtype=torch.long), generator) for _ in range(200)]
+    small = [random_circuit(GRAPH, 6, torch.zeros(13, dtype=torch.long), generator) for _ in range(100)]
     # All senders and most receivers are reached by some.
     assert bool(torch.stack([each.nodes for each in small]).any(0).all())
-    assert int(torch.stack([each.edges for each in small]).any(0).sum()) > 0.8 * GRAPH.n_edges
+    assert int(torch.stack([each.edges for each in small]).any(0).sum()) > 0.6 * GRAPH.n_edges
 
 
 def test_random_circuits_go_into_the_same_receivers_as_far_as_they_can() -> None:
@@ -420,30 +427,36 @@ def test_random_circuits_go_into_the_same_receivers_as_far_as_they_can() -> None
     assert min(matched) > 0.9 and sum(free) / 10 < 0.85
 
 
-def test_p_is_uniform_for_circuits_that_are_random_themselves() -> None:
-    """The metric adds up weights of edges, so that no two circuits are as good: half of all p are below 1/2."""
+def check_uniform(repeats: int) -> None:
+    """p of circuits that are random themselves. The metric adds up weights of edges, so that no two circuits are as good: half of all p are below 1/2."""
     generator = torch.Generator().manual_seed(4)
-    worth = torch.randn(GRAPH.real.shape, generator=generator, dtype=torch.float64)
+    worth = 1 + torch.randn(GRAPH.real.shape, generator=generator, dtype=torch.float64)
     none = torch.zeros(13, dtype=torch.long)
     values = []
-    for _ in range(90):
-        given = random_circuit(GRAPH, 40, none, generator)
+    for _ in range(repeats):
+        given = random_circuit(GRAPH, 24, none, generator)
         quotas = edges_by_stratum(given)
-        others = [random_circuit(GRAPH, 40, quotas, generator) for _ in range(9)]
+        others = [random_circuit(GRAPH, 24, quotas, generator) for _ in range(9)]
         f = [float(worth[each.edges].sum()) for each in (given, *others)]
         values.append(p_value(f[0], f[1:]))
     found = torch.tensor(values)
-    assert abs(float(found.mean()) - 0.55) < 0.09
+    assert abs(float(found.mean()) - 0.55) < 3 * 0.29 / math.sqrt(repeats)
     for tail in (0.1, 0.3, 0.5, 0.7, 0.9):
         share = float((found <= tail + 1e-9).double().mean())
         # Three standard errors.
-        assert abs(share - tail) < 3 * math.sqrt(tail * (1 - tail) / 90), (tail, share)
+        assert abs(share - tail) < 3 * math.sqrt(tail * (1 - tail) / repeats), (tail, share)
+
+
+def test_p_is_uniform_for_circuits_that_are_random_themselves() -> None:
+    check_uniform(60)
 
 
 def test_ties_count_against_the_circuit() -> None:
     assert p_value(1.0, [0.0] * 9) == 0.1
     assert p_value(0.9, [1.1 + 1e-9, 0.0, 0.5, 0.9]) == pytest.approx(3 / 5)
     assert p_value(0.0, [0.0] * 9) == 1.0
+    # What is more than faithful is not faithful.
+    assert p_value(0.9, [1.5]) == 0.5
 
 
 def test_the_test_against_chance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,6 +491,22 @@ def test_node_patching_knows_a_circuit_by_its_nodes(monkeypatch: pytest.MonkeyPa
     assert found.random.p_value == (1 + close) / 31 and 0 < close < 30
     # Sets of two heads: at most 66 differ, and random draws meet again.
     assert sum(calls) < 45
+
+
+def test_node_patching_takes_away_the_node_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What wrote to a node that is gone still writes to all others."""
+
+    def metric(found: Circuit) -> Tensor:
+        a0, a1 = (bool(found.nodes[GRAPH.find_sender(name)]) for name in ("a0.h0", "a1.h0"))
+        return SIZES * (2.0 * a0 + a1)
+
+    stand_in(monkeypatch, metric)
+    given = circuit("input->a0.h0<v>", "a0.h0->a1.h0<v>", "a1.h0->logits")
+    by_nodes, by_edges = (
+        run(given, patching=patching, minimality=True, removals=0).minimality for patching in ("node", "edge")
+    )
+    assert by_nodes is not None and [each.change for each in by_nodes.nodes] == [-6, -3]
+    assert by_edges is not None and [each.change for each in by_edges.nodes] == [-6, -9]
 
 
 # Comparisons.
