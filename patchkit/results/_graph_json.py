@@ -35,6 +35,8 @@ from patchkit.results._graph_file import (
 )
 from patchkit.results.formats import read_json, validated
 
+_BOOLEANS = {True: "true", False: "false"}
+
 
 def write_json_graph(path: Path, file: GraphFile, *, strict: bool) -> None:
     """Writes the file. Where an edge has no score: `NaN`, or with `strict` null."""
@@ -103,11 +105,13 @@ def read_json_graph(path: Path) -> GraphFile:
 def _nodes(file: GraphFile, unscored: str) -> Iterator[str]:
     """`"a0.h1": {"in_graph": true, ...}` of every node; what a node does not have is left out, as its reader wants it."""
     for sender, name in enumerate(file.graph.senders):
-        parts = [f'"in_graph": {_boolean(bool(file.nodes[sender]))}']
+        parts = [f'"in_graph": {_BOOLEANS[bool(file.nodes[sender])]}']
         if file.node_scores is not None and not bool(file.node_scores[sender].isnan()):
             parts.append(f'"score": {float(file.node_scores[sender])!r}')
         if file.neurons is not None:
-            parts.append(f'"neurons": [{", ".join(map(_boolean, file.neurons[sender].tolist()))}]')
+            parts.append(
+                f'"neurons": [{", ".join(_BOOLEANS[flag] for flag in file.neurons[sender].tolist())}]'
+            )
         if file.neuron_scores is not None and not bool(file.neuron_scores[sender].isnan().all()):
             parts.append(f'"neurons_scores": [{", ".join(_numbers(file.neuron_scores[sender], unscored))}]')
         yield f'"{name}": {{{", ".join(parts)}}}'
@@ -122,9 +126,9 @@ def _edges(file: GraphFile, unscored: str) -> Iterator[str]:
         for sender in senders:
             start = f'"{graph.sender_name(sender)}'
             scores = _numbers(file.scores[sender, receivers], unscored)
-            ends = map(_boolean, file.in_graph[sender, receivers].tolist())
+            ends = file.in_graph[sender, receivers].tolist()
             yield ", ".join(
-                f'{start}{head}{score}, "in_graph": {end}}}'
+                f'{start}{head}{score}, "in_graph": {_BOOLEANS[end]}}}'
                 for head, score, end in zip(heads, scores, ends, strict=True)
             )
 
@@ -146,10 +150,6 @@ def _blocks(graph: EdgeGraph) -> Iterator[tuple[range, list[int]]]:
 
 def _numbers(values: Tensor, unscored: str) -> list[str]:
     return [repr(value) if value == value else unscored for value in values.tolist()]
-
-
-def _boolean(value: bool) -> str:
-    return "true" if value else "false"
 
 
 # Reading.
