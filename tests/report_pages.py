@@ -80,4 +80,4 @@ def pictures(page: str, anchor: str) -> list[str]:
 
 
 def _plain(cell: str) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", "", cell.replace("<br>", " "))).strip()
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", cell.replace("<br>", " "))).split())

@@ -31,7 +31,8 @@ class Line:
 
 def spoken(method: str) -> str:
     """A method's name as a person says it."""
-    return METHODS.get(method, method)
+    name, comma, more = method.partition(",")
+    return f"{METHODS.get(name, name)}{comma}{more}"
 
 
 def lines(study: CircuitStudy) -> list[Line]:
@@ -59,7 +60,7 @@ def overlap_of(row: MethodRow, run: CircuitRun, level_of: str) -> Overlap | None
 
 @style()
 def methods_figure(study: CircuitStudy) -> Figure:
-    """Two panels on a logarithmic axis of size: faithfulness, and the Jaccard overlap with the exact circuit."""
+    """Two panels on a logarithmic axis of size: faithfulness, and the Jaccard overlap with exact's circuits."""
     figure = figure_of(9.8, 4.0 + 0.18 * -(-len(lines(study)) // 3))
     # The page cuts a little off the top and the left of a wide picture.
     figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.2)
@@ -68,25 +69,26 @@ def methods_figure(study: CircuitStudy) -> Figure:
     for line in lines(study):
         known = [run for run in line.runs if not run.empty and run.faithfulness is not None]
         values += [100 * (run.faithfulness or 0.0) for run in known]
-        _draw(left, line, [(run.n_edges, 100 * (run.faithfulness or 0.0)) for run in known])
+        _draw(left, line, [(float(run.n_edges), 100 * (run.faithfulness or 0.0)) for run in known])
         role, _ = series(line.place)
         spans = [(r.n_edges, *r.faithfulness_interval) for r in known if r.faithfulness_interval is not None]
         for n, low, high in spans:
             left.plot([n, n], [100 * low, 100 * high], color=LIGHT[role], lw=1, alpha=0.5, zorder=2)
         both = [(run, overlap_of(line.row, run, "edge")) for run in line.runs]
-        _draw(right, line, [(run.n_edges, o.jaccard) for run, o in both if o is not None and o.jaccard is not None
+        _draw(right, line, [(float(run.n_edges), o.jaccard) for run, o in both if o is not None and o.jaccard is not None
                             and run.n_edges > 0])  # fmt: skip
     level(left, values)
     left.set_ylabel("faithfulness, %")
     left.set_title("how faithful", size=9, color=LIGHT["soft"])
     right.set_ylim(-0.03, 1.03)
     right.set_ylabel("Jaccard index")
-    right.set_title(
-        f"overlap with the exact circuit of {study.exact_size:,} edges", size=9, color=LIGHT["soft"]
-    )
+    right.set_title("overlap with the exact circuit of as many edges", size=9, color=LIGHT["soft"])
     quiet_axes(right, "y")
+    sizes = [run.n_edges for line in lines(study) for run in line.runs if not run.empty]
     for axes in (left, right):
-        log_axis(axes, "x")
+        if sizes:
+            log_axis(axes, "x")
+            axes.set_xlim(0.7 * min(sizes), 1.4 * max(sizes))
         axes.set_xlabel("edges after pruning")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=2.8)
     return figure

@@ -37,6 +37,9 @@ from patchkit.results.circuit_study import CircuitStudy
 from patchkit.results.evaluation import CircuitRun
 from patchkit.results.manifest import Manifest
 
+# Methods of the sentence on top, and rows of a table that stands open.
+_NAMED, _OPEN = 4, 12
+
 
 def headline(study: CircuitStudy) -> str:
     """How many edges each method needs for most of the behaviour."""
@@ -46,7 +49,9 @@ def headline(study: CircuitStudy) -> str:
     goal = f"within {100 * (1 - FAITHFUL):.0f} points of the whole model"
     if not found:
         return f"No method's circuit comes {goal} at any size that was run."
-    said = ", ".join(f"{line.name} {count(n)}" for line, n in found)
+    said = ", ".join(f"{line.name} {count(n)}" for line, n in found[:_NAMED])
+    if len(found) > _NAMED:
+        said += f" and {count(len(found) - _NAMED)} more with up to {count(found[-1][1])}"
     none = f"; not at any size: {', '.join(missed)}" if missed else ""
     return f"Edges needed to come {goal}: {said}{none}."
 
@@ -72,7 +77,6 @@ def tiles(study: CircuitStudy) -> str:
     shown += [
         ("tile", count(len(study.methods)), "methods"),
         ("tile", count(study.pairs), "pairs"),
-        ("tile", count(study.exact_size), "edges of the exact circuit"),
     ]
     return tile_row(shown)
 
@@ -105,9 +109,9 @@ def table(study: CircuitStudy) -> str:
         marks.append("mine" if line.row.method == EXACT else "")
     told = (
         "Faithfulness in per cent by edges asked for, under it the edges left after pruning; bold: nearest to 100 %. "
-        "CPR: by signed scores, higher is better; CMD: by |scores|, lower is better. Jaccard: edges shared with the "
-        f"exact circuit of {count(study.exact_size)} edges at the size nearest to it, AUROC in brackets. Rank: "
-        "Spearman's, of |effect| with exact. Cost: of the scores, in forward-equivalents."
+        "CPR: by signed scores, higher is better; CMD: by |scores|, lower is better. Jaccard: edges shared with exact's "
+        f"circuit of as many edges, {count(study.exact_size)} or the size nearest to it, AUROC in brackets. Rank: "
+        "Spearman's, of |effect|, with exact. Cost: of the scores, in forward-equivalents."
     )
     columns = ["method", *(count(size) for size in sizes), "CPR", "CMD", "Jaccard", "rank", "cost"]
     groups = [("", 1), ("edges asked for", len(sizes)), ("all sizes", 2), ("with exact", 2), ("", 1)]
@@ -148,7 +152,7 @@ def _jaccard(study: CircuitStudy, line: Line) -> str:
 def faithfulness(study: CircuitStudy) -> str:
     """Lines of faithfulness and of overlap against size."""
     made = lines(study)
-    if not any(run.n_edges for line in made for run in line.runs):
+    if not any(run.n_edges and run.faithfulness is not None for line in made for run in line.runs):
         return ""
     said = "; ".join(
         f"{line.name} {percent(line.runs[-1].faithfulness)} % with {count(line.runs[-1].n_edges)} edges"
@@ -216,7 +220,7 @@ def overlaps(study: CircuitStudy) -> str:
     if not rows:
         return ""
     told = (
-        f"Against the circuit of {count(study.exact_size)} edges that exact effects give. Precision: share of the "
+        "Against the circuit that exact effects give for as many edges. Precision: share of the "
         "circuit that is in it; recall: share of it that is found."
     )
     columns = [
@@ -232,6 +236,8 @@ def overlaps(study: CircuitStudy) -> str:
         "AUROC",
     ]
     listed = Table(told, columns, rows).render()
+    if len(rows) > _OPEN:
+        listed = f"<details><summary>All {count(len(rows))} circuits</summary>{listed}</details>"
     return section("overlap", "Overlap with exact edge patching", "Overlap", listed)
 
 

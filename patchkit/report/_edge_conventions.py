@@ -17,10 +17,10 @@ _HOW = {
     "sender's two activations.",
     "clean-corrupted": "As EAP, with the gradient averaged over the base and the source run.",
     "exact": "Exact: each edge was cut by itself, in a run of its own; nothing is estimated.",
-    "acdc": "ACDC (arXiv:2304.14997): from the logits backwards, an edge is cut for good where that costs less than the "
-    "threshold; its effect is the one it had when it was visited, with the edges cut before it gone.",
-    "ifr": "Information-flow routes (arXiv:2403.00824): how much of the stream that a receiver reads is the sender's. No "
-    "gradient, no other prompt, no metric: shares from 0 to 1 without sign.",
+    "acdc": "ACDC (arXiv:2304.14997): from the logits backwards, an edge is cut for good where that costs less than "
+    "the threshold; its effect is the one it had when it was visited, with the edges cut before it gone.",
+    "ifr": "Information-flow routes (arXiv:2403.00824): how much of the stream that a receiver reads is the sender's. "
+    "No gradient, no other prompt, no metric: shares from 0 to 1 without sign.",
 }
 
 
@@ -56,7 +56,7 @@ def blind_spots(scores: EdgeScores) -> list[str]:
         )
     if name == "eap" and not scores.method.grad_drop:
         notes.append(
-            "A direct effect and an opposite one through later layers cancel in the gradient; `--grad-drop` drops each "
+            "A direct effect and an opposite one through later layers cancel in the gradient; `--graddrop` drops each "
             "layer's gradient in turn."
         )
     if scores.method.grad_drop:
@@ -94,8 +94,8 @@ def conventions(scores: EdgeScores, manifest: Manifest | None) -> list[tuple[str
         ]  # fmt: skip
     else:
         entries += [
-            ("effect", "of an edge u->v: metric(base run in which v reads what u writes on the source run) - metric(base "
-             "run). Negative: cutting the edge lowers the metric."),
+            ("effect", "of an edge u->v: metric(base run in which v reads what u writes on the source run) - "
+             "metric(base run). Negative: cutting the edge lowers the metric."),
             ("helps", "the edge's effect is " + ("negative" if kept.direction == "noise" else "positive")
              + (": cutting it makes the behaviour weaker." if kept.direction == "noise"
                 else ": putting in what it carries on the clean prompt makes the behaviour stronger.")),
@@ -107,9 +107,9 @@ def conventions(scores: EdgeScores, manifest: Manifest | None) -> list[tuple[str
     entries += _facts(scores)
     entries += [
         ("positions", _positions(scores)),
-        ("edges", f"senders write to the residual stream (input, heads, MLPs), receivers read it: <q>, <k> and <v> are a "
-         f"head's query, key and value input, m5 an MLP's. {count(graph.n_edges)} edges from {count(graph.n_senders)} "
-         f"senders to {count(graph.n_receivers)} receivers"
+        ("edges", "senders write to the residual stream (input, heads, MLPs), receivers read it: <q>, <k> and <v> are "
+         f"a head's query, key and value input, m5 an MLP's. {count(graph.n_edges)} edges from "
+         f"{count(graph.n_senders)} senders to {count(graph.n_receivers)} receivers"
          + (", one key and one value a KV head." if not graph.by_query_head else ".")),
         ("cost", f"{scores.cost:,.1f} forward-equivalents; 1 is one forward over every base prompt."),
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -137,8 +139,8 @@ def concentration(scores: EdgeScores, held: Float[Tensor, " edges"]) -> str:
     half, most = needed(held, 0.5), needed(held, 0.9)
     of = "edges at positions" if scores.placed else "edges"
     said = (
-        f"Half of all {what(scores)} is in the {count(half)} largest of {count(total)} {of} ({unit(half / total)}), and "
-        f"90 % in {count(most)} ({unit(most / total)})."
+        f"Half of all {what(scores)} is in the {count(half)} largest of {count(total)} {of} ({unit(half / total)}), "
+        f"and 90 % in {count(most)} ({unit(most / total)})."
     )
     alt = f"Line chart on a logarithmic axis: share of all effect in the largest edges. {said}"
     caption = (
@@ -247,21 +249,28 @@ def notes(scores: EdgeScores) -> str:
 
 def onwards(scores: EdgeScores, manifest: Manifest | None, place: str) -> str:
     """The command that says whether a circuit of these edges is enough."""
+    if scores.placed:
+        told = (
+            "A circuit has no positions: to see whether the best edges are enough together, score them with "
+            "`--positions all` and give that run to `patchkit evaluate`."
+        )
+        return section("onwards", "How to go on", "Next step", paragraph(told))
     options = manifest.options if manifest is not None else {}
-    model = (
-        manifest.model.id
-        if manifest is not None and manifest.model is not None
-        else options.get("model", "MODEL")
-    )
-    pairs = f"--pairs {options['pairs']}" if options.get("pairs") else "--pairs FILE"
-    sizes = sorted({max(1, round(scores.graph.n_edges * part)) for part in (0.001, 0.01, 0.05, 0.1)})
-    chosen = "" if scores.circuit is not None else f" --top-n {','.join(map(str, sizes))}"
-    command = f"patchkit evaluate --model {model} {pairs} --circuit {place}{chosen} --out EVALUATION"
-    if scores.convention.direction != "noise":
-        command += f" --direction {scores.convention.direction}"
+    named = manifest.model.id if manifest is not None and manifest.model is not None else None
+    asked = {"model": options.get("model") or named or "MODEL"}
+    asked |= {"task": options["task"]} if options.get("task") else {"pairs": options.get("pairs") or "FILE"}
+    asked["circuit"] = place
+    if scores.circuit is None:
+        sizes = sorted({max(1, round(scores.graph.n_edges * part)) for part in (0.001, 0.01, 0.05, 0.1)})
+        asked["top-n"] = ",".join(map(str, sizes))
+    kept = scores.convention
+    usual = {"metric": "logit-diff", "direction": "noise", "ablation": "resample"}
+    asked |= {} if flows(scores) else {f: getattr(kept, f) for f in usual if getattr(kept, f) != usual[f]}
+    said = " ".join(f"--{option} {shlex.quote(str(value))}" for option, value in asked.items())
+    command = f"patchkit evaluate {said} --random 100 --out EVALUATION"
     told = (
         "A score says what an edge does by itself. To see whether the best edges are enough together, and whether they "
-        "beat random circuits of their size:"
+        "beat random circuits of their size (best on pairs that the edges were not scored on):"
     )
     return section(
         "onwards",

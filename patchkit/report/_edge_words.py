@@ -149,19 +149,19 @@ def warnings(scores: EdgeScores) -> list[str]:
     if not flows(scores) and metric["clean"] <= metric["corrupt"]:
         found.append(
             f"This says little: {scores.convention.metric} of the clean prompts ({signed(metric['clean'], 2)}) is not "
-            f"above that of the corrupt ones ({signed(metric['corrupt'], 2)}), so the model does not show the behaviour "
-            "here."
+            f"above that of the corrupt ones ({signed(metric['corrupt'], 2)}), so the model does not show the "
+            "behaviour here."
         )
     if scores.method.untried:
         found.append(
             f"The budget ended before {count(scores.method.untried)} edges were tried: they are still in the circuit, "
-            "unless they are dead ends, because nothing is known of them. Go on with `--resume` and a "
-            "larger `--max-forwards`."
+            "unless they are dead ends, because nothing is known of them. Run it again with a larger "
+            "`--max-forwards`."
         )
     missing = unscored(scores)
     if missing and scores.method.name != "acdc":
         found.append(
-            f"{count(missing)} of {count(scored(scores) + missing)} edges were not scored: shares and ranks below are of "
-            "those that were."
+            f"{count(missing)} of {count(scored(scores) + missing)} edges were not scored: shares and ranks below are "
+            "of those that were."
         )
     return found

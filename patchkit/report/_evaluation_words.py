@@ -250,7 +250,11 @@ def _minimal(found: Evaluation) -> Check:
 def _stable(found: Evaluation) -> Check:
     question = "Would other pairs have given the same circuit?"
     if found.stability is None:
-        return Check(question, "Not tested: `--stability 20` selects again on bootstraps of the pairs.", None)
+        return Check(
+            question,
+            "Not tested: `--stability 20` selects again on bootstraps of the pairs (with `edges --keep-pairs`).",
+            None,
+        )
     low, high = found.stability.interval
     return Check(
         question,

@@ -33,7 +33,7 @@ class MethodRow(_Frozen):
     )
     overlap: list[Overlap] = Field(
         default_factory=list,
-        description="with the circuit of the exact effects, one a run, in their order; empty for exact itself",
+        description="with the circuit that the exact effects give at each size; empty for exact itself",
     )
     rank_correlation: float | None = Field(
         default=None, description="Spearman's, of |effect| of all edges, with exact; None where undefined"
@@ -49,7 +49,7 @@ class CircuitStudy(_Frozen):
     task: str
     pairs: int
     convention: Convention
-    exact_size: int = Field(description="edges asked for in the exact circuit that overlap is measured with")
+    exact_size: int = Field(description="edges asked for at which methods are compared in words and in the table")
     methods: list[MethodRow]
     findings: list[str] = Field(default_factory=list)
     command: str = Field(description="the command that makes this again")
