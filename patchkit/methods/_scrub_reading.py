@@ -69,9 +69,11 @@ def read_hypothesis(hypothesis: Hypothesis, graph: EdgeGraph, inputs: Sequence[P
         InputError: a model node, edge or place that does not exist; a node that stands for one sender twice; model nodes
             that do not reach their parents'; two children of one parent that claim the same thing.
     """
-    places = {part[2] for node in hypothesis.nodes for part in _named(node)}
-    tokens = {place: _tokens(place, inputs) for place in sorted(places)}
     parts = {node.name: _parts(node, graph) for node in hypothesis.nodes}
+    tokens: dict[str, Tokens] = {}
+    for name, mine in parts.items():
+        for place in dict.fromkeys(part.place for part in mine):
+            tokens[place] = tokens.get(place) or _tokens(name, place, inputs)
     receivers = {name: graph.owner[[part.sender for part in mine]].any(0) for name, mine in parts.items()}
     receivers[OUTPUT] = torch.arange(graph.n_receivers) == graph.logits
     reading = Reading(hypothesis, graph, parts, receivers, tokens)
@@ -95,20 +97,23 @@ def _named(node: Interpretation) -> list[tuple[str, str, str]]:
     return named
 
 
-def _tokens(place: str, inputs: Sequence[Pair]) -> Tokens:
-    read = read_places(place, inputs)
-    if read.labels != (place,) and place == "each":
+def _tokens(name: str, place: str, inputs: Sequence[Pair]) -> Tokens:
+    if place.strip() == "each":
         raise InputError(
-            "positions 'each' have no meaning for a node of a hypothesis, which stands for all its tokens together; "
-            "use all, last, names of spans, or indices"
+            f"interpretation node '{name}': positions 'each' have no meaning here, since a node stands for all its "
+            "tokens together; use all, last, names of spans, or indices"
         )
+    try:
+        read = read_places(place, inputs)
+    except InputError as error:
+        raise InputError(f"interpretation node '{name}': {error}") from None
     found = tuple(tuple(sorted({token for each in places for token in each})) for places in read.covered)
     for pair, mine in zip(inputs, found, strict=True):
         if len(mine) != len(found[0]):
             raise InputError(
-                f"place '{place}' covers {len(found[0])} tokens in pair {inputs[0].id!r} and {len(mine)} in pair "
-                f"{pair.id!r}; activations are exchanged token by token, so it must cover as many in every pair: use "
-                "pairs of one length, or last, indices, or spans of one length"
+                f"interpretation node '{name}': '{place}' covers {len(found[0])} tokens in pair {inputs[0].id!r} and "
+                f"{len(mine)} in pair {pair.id!r}; activations are exchanged token by token, so it must cover as many in "
+                "every pair: use pairs of one length, or last, indices, or spans of one length"
             )
     return found
 

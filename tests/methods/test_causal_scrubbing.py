@@ -379,7 +379,7 @@ def test_hypotheses_that_are_none() -> None:
         ((node(nodes=("m7",)),), ("n",), "'n': sender 'm7': expected"),
         ((node(nodes=("a0.h9",)),), ("n",), "sender 'a0.h9'"),
         ((node(nodes=(), edges=("m1->m0",)),), ("n",), "m1 is not upstream of m0"),
-        ((node(nodes=("m2@nowhere",)),), ("n",), "has no span 'nowhere'"),
+        ((node(nodes=("m2@nowhere",)),), ("n",), "node 'n': .* has no span 'nowhere'"),
         ((node(nodes=("m2",), positions="each"),), ("n",), "positions 'each' have no meaning"),
         ((node(nodes=("m2", "m2@last")),), ("n",), "m2 and m2@last share tokens"),
         ((node(nodes=("m2@0",)),), ("n",), "'n' .* is not upstream of any model node of its parent 'output'"),
@@ -431,10 +431,10 @@ def test_the_same_sender_along_different_edges_or_tokens_is_no_conflict() -> Non
 
 def test_places_that_differ_between_pairs() -> None:
     everything = Hypothesis("h", (node(nodes=("m2",)),), ("n",))
-    with pytest.raises(InputError, match="covers 7 tokens in pair '0-0' and 5 in pair '0-1'"):
+    with pytest.raises(InputError, match="node 'n': 'all' covers 7 tokens in pair '0-0' and 5 in pair '0-1'"):
         run(everything, prompts(3))
     longer = [*prompts(2), replace(prompts(3)[2], spans={"s": (0, 3)})]
-    with pytest.raises(InputError, match="place 's' covers 2 tokens"):
+    with pytest.raises(InputError, match="'s' covers 2 tokens"):
         run(Hypothesis("h", (node("n", nodes=("m2@last", "m2@s")),), ("n",)), longer)
 
 
