@@ -136,7 +136,8 @@ class GraphFile:
             return None
         if self.origin is None or self.origin.convention is None or self.origin.scores == "importance":
             return self.scores
-        return importance_sign(self.origin.method, self.origin.convention.direction) * self.scores
+        convention = self.origin.convention
+        return importance_sign(self.origin.method, convention.direction, convention.metric) * self.scores
 
     @classmethod
     def of_circuit(cls, circuit: Circuit, method: str = "given") -> GraphFile:

@@ -131,7 +131,7 @@ def _of_graph_file(path: Path, file: GraphFile, native: EdgeGraph) -> CircuitSou
     if circuit is not None and graph == native:
         circuit = circuit.by_kv_head(native.n_kv_heads)
     convention = _convention(file)
-    effect = importance_sign(method.name, convention.direction) * importance
+    effect = importance_sign(method.name, convention.direction, convention.metric) * importance
     scores = EdgeScores(
         graph=graph,
         method=method,

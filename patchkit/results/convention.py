@@ -48,10 +48,10 @@ def check_same_convention(a: Convention | Conventional, b: Convention | Conventi
         )
 
 
-def importance_sign(method: str, direction: str) -> int:
+def importance_sign(method: str, direction: str, metric: str) -> int:
     """What turns effects of edges into importances (higher = helps): -1 where a helping edge lowers the metric.
 
-    Corrupting a helping edge lowers it, restoring one raises it; information-flow routes (`ifr`) have no sign and are
-    importances as they are.
+    Corrupting a helping edge lowers it, restoring one raises it. KL is a distance from the base run, which whatever
+    matters raises in both directions; information-flow routes (`ifr`) have no sign and are importances as they are.
     """
-    return 1 if method == "ifr" or direction == "denoise" else -1
+    return 1 if method == "ifr" or metric == "kl" or direction == "denoise" else -1

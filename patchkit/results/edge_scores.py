@@ -106,7 +106,7 @@ class EdgeScores:
 
         Information-flow routes have no sign and are importances as they are.
         """
-        return importance_sign(self.method.name, self.convention.direction) * self.mean
+        return self._sign * self.mean
 
     @property
     def pair_importance(self) -> Float[Tensor, "pairs *places senders receivers"]:
@@ -119,7 +119,11 @@ class EdgeScores:
             raise InputError(
                 "these scores have no numbers of single pairs; score the edges again and keep them (--keep-pairs)"
             )
-        return importance_sign(self.method.name, self.convention.direction) * self.per_pair
+        return self._sign * self.per_pair
+
+    @property
+    def _sign(self) -> int:
+        return importance_sign(self.method.name, self.convention.direction, self.convention.metric)
 
     @property
     def scored(self) -> Bool[Tensor, "*places senders receivers"]:

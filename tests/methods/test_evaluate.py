@@ -428,7 +428,7 @@ def test_random_circuits_go_into_the_same_receivers_as_far_as_they_can() -> None
 
 
 def check_uniform(repeats: int) -> None:
-    """p of circuits that are random themselves. The metric adds up weights of edges, so that no two circuits are as good: half of all p are below 1/2."""
+    """p of circuits that are random themselves: the metric adds up weights of edges, so that no two are as good."""
     generator = torch.Generator().manual_seed(4)
     worth = 1 + torch.randn(GRAPH.real.shape, generator=generator, dtype=torch.float64)
     none = torch.zeros(13, dtype=torch.long)
@@ -548,6 +548,18 @@ def test_scores_that_were_made_otherwise_are_said(monkeypatch: pytest.MonkeyPatc
         "1 of the 4 pairs are pairs that the edges were scored on" in note
         for note in run(base, sizes=(2,)).notes
     )
+
+
+def test_a_distance_from_the_base_run_is_ranked_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KL: cutting what matters raises it, so an effect is an importance as it is."""
+    stand_in(monkeypatch, heads_of({"a0.h0": 3.0}))
+    for direction in ("noise", "denoise"):
+        by_kl = EdgeOptions(metric="kl", direction=direction).convention  # type: ignore[arg-type]
+        raised = weights(*chain("a0.h0"))
+        found = run(
+            scores(raised, convention=by_kl, mean=raised), sizes=(2,), options=EdgeOptions(metric="kl")
+        )
+        assert found.circuits[0].faithfulness == 1
 
 
 def test_the_direction_denoise_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
