@@ -223,7 +223,7 @@ def self_repair(
     notes: list[str] = []
     if repair.repaired is None or bootstrap.changes_sign(found["clean"], found["expected"]):
         notes.append(
-            f"The direct effect of {', '.join(repair.group)} on the logits may as well be 0, so that there is nothing direct "
-            "to make up for; the share that was repaired says little."
+            f"The direct effect of {', '.join(repair.group)} on the logits may as well be 0, so that there is nothing "
+            "direct to make up for; the share that was repaired says little."
         )
     return Knockout(repair, cost, notes)

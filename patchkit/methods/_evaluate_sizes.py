@@ -104,7 +104,7 @@ def choose(source: EdgeScores | Circuit, asked: EvaluateOptions) -> list[Chosen]
 
 
 def curve_circuits(scores: EdgeScores, selection: str, absolute: bool) -> list[Chosen]:
-    """The circuits at the fractions of MIB; nominal sizes are rounded down, as there."""
+    """The circuits at the fractions of MIB; nominal sizes are rounded down."""
     # The product of a fraction and a count may come out just below a whole number.
     sizes = [math.floor(fraction * scores.graph.n_edges + 1e-6) for fraction in FRACTIONS]
     return [select(scores, n, selection, absolute) for n in sizes]
