@@ -77,13 +77,16 @@ def patch_edges(
     if by_query and model.dims.group > 1:
         copies = asked.by_query_head()
         shared = torch.tensor([name.endswith(("<k>", "<v>")) for name in copies.graph.receivers])
-        added = sweep.patch(copies.graph, copies.edges & shared, "patching edges by query head")
-        cost += added.cost
         # Queries, MLPs and logits are the same receivers in both graphs.
-        wide = tuple(
-            torch.where(shared, by_head, spread_groups(graph, native))
-            for by_head, native in zip(sweep.means(added), sweep.means(found), strict=True)
-        )
+        mean, mean_abs = (spread_groups(graph, native) for native in sweep.means(found))
+        if bool((copies.edges & shared).any()):
+            added = sweep.patch(copies.graph, copies.edges & shared, "patching edges by query head")
+            cost += added.cost
+            mean, mean_abs = (
+                torch.where(shared, by_head, native)
+                for by_head, native in zip(sweep.means(added), (mean, mean_abs), strict=True)
+            )
+        wide = mean, mean_abs
     mean, mean_abs = sweep.means(found)
     return EdgeScores(
         graph=graph,

@@ -23,6 +23,7 @@ from patchkit.zoo import handmade
 from patchkit.zoo.load import load
 from tests.comparisons import agree, pair
 from tests.edge_oracle import PRECISE, check_edges, check_edges_of, some_edges
+from tests.families import build
 from tests.handmade_pairs import handmade_pairs
 from tests.linear_model import linear_model
 from tests.node_oracle import DENSE, LONG, MIDDLE, SHORT, logit_diff
@@ -241,6 +242,35 @@ def test_the_result_is_whole() -> None:
     assert torch.equal(~scores.mean.isnan(), scores.graph.real)
     assert scores.by_query is None and scores.per_pair is None and scores.places == ("all",)
     assert torch.equal(torch.nan_to_num(scores.importance), torch.nan_to_num(-scores.mean))
+
+
+def test_prompts_without_difference_and_of_one_token() -> None:
+    model, _ = pair("llama-gqa")
+    same = Pair(LONG.clean_ids, LONG.clean_ids, 4, 6, {}, "same")
+    scores = patch_edges(model, [same])
+    assert bool((scores.mean_abs[scores.graph.real] == 0).all()) and scores.cost == pytest.approx(2)
+    one = Pair((5,), (9,), 4, 6, {}, "one")
+    alone = patch_edges(model, [one])
+    beside = patch_edges(model, [one, LONG], keep_pairs=True)
+    assert beside.per_pair is not None
+    real = scores.graph.real
+    agree(beside.per_pair[0][real], alone.mean[real], "a prompt of one token", 1e-5)
+
+
+def test_half_precision_is_scored_in_single() -> None:
+    scores = patch_edges(load(build("llama-gqa", dtype=torch.bfloat16)), PAIRS)
+    precise = patch_edges(pair("llama-gqa")[0], PAIRS)
+    assert scores.mean.dtype == torch.float32
+    real = scores.graph.real
+    both = torch.stack([scores.mean[real], precise.mean[real]])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.99
+
+
+def test_query_heads_where_no_key_or_value_was_asked_for() -> None:
+    model, _ = pair("llama-gqa")
+    mask = EdgeGraph.of(model.dims).find_edges(["input->m0"])
+    by_query = patch_edges(model, [LONG], edges=mask, by_query=True).by_query
+    assert by_query is not None and int((~by_query[0].isnan()).sum()) == 1
 
 
 # Bad input.
