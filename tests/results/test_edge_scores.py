@@ -31,7 +31,9 @@ from patchkit.results.query_heads import by_query_graph, native_receivers, sum_g
 NAN = float("nan")
 PLAIN = EdgeGraph(2, 2, 2, False, 6)
 GROUPED = EdgeGraph(2, 4, 2, False, 8)
-CONVENTION = Convention(metric="kl", direction="noise", ablation="mean", positions="all", patching="edge")
+CONVENTION = Convention(
+    metric="prob-diff", direction="noise", ablation="mean", positions="all", patching="edge"
+)
 
 
 def numbers(shape: tuple[int, ...], real: Tensor, seed: int) -> Tensor:
@@ -278,6 +280,9 @@ def test_importance_turns_the_sign_where_corruption_breaks() -> None:
     assert same(back.importance, back.mean)
     flow = make(method=EdgeMethod(name="ifr"))
     assert same(flow.importance, flow.mean)
+    # A distance from the base run, which cutting what matters raises.
+    away = make(convention=CONVENTION.model_copy(update={"metric": "kl"}))
+    assert same(away.importance, away.mean)
     with pytest.raises(InputError, match="keep them"):
         _ = make(pairs=False).pair_importance
 
