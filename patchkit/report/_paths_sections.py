@@ -64,9 +64,8 @@ def headline(found: PathResult) -> str:
         group = ", ".join(effect.sender for effect in listed[:4]) + (" and others" if len(listed) > 4 else "")
         parts.append(f"{stage.name} ({group}) act on {target}")
     first = next(listed[0] for _, listed in told if listed)
-    return (
-        f"{'; '.join(parts)}. Patching {first.sender} along its paths changes {metric} by {_amount(first)}."
-    )
+    change = f"Patching {first.sender} along its paths changes {metric} by {_amount(first)}."
+    return f"From the logits backwards: {'; '.join(parts)}. {change}"
 
 
 def _amount(effect: PathEffect) -> str:

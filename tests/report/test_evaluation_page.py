@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from patchkit.report import _circuit_tests_sections as sections_of
 from patchkit.report import evaluation_page, write_report
 from patchkit.report._circuit_tests_plots import MOST_NODES, minimality_figure, repair_figure
 from patchkit.report._evaluation_plots import curve_figure, faithfulness_figure
@@ -329,8 +330,8 @@ def test_repair_says_who_helps_more(page: str) -> None:
     # Under noise a helping node has a negative direct effect: a2.h5 helps more, m2 less.
     (svg,) = pictures(page, "repair")
     assert "negative helps" in svg
-    turned = evaluation_page(build(convention=KEPT.model_copy(update={"direction": "denoise"})))
-    assert "positive helps" in pictures(turned, "repair")[0]
+    turned = sections_of.repair(build(convention=KEPT.model_copy(update={"direction": "denoise"})))
+    assert "positive helps" in turned
     figure = repair_figure(build().repair, "logit-diff", -1)  # type: ignore[arg-type]
     after = [
         line
@@ -340,7 +341,7 @@ def test_repair_says_who_helps_more(page: str) -> None:
     full = [line.get_marker() for line in after if line.get_markerfacecolor() not in (LIGHT["panel"],)]
     assert full == ["o", "o", "D", "o"]
     lost = build(repair=build().repair.model_copy(update={"repaired": -0.25}))  # type: ignore[union-attr]
-    assert "what they lost is another 25.0 % of the direct loss" in text(evaluation_page(lost))
+    assert "what they lost is another 25.0 % of the direct loss" in text(sections_of.repair(lost))
 
 
 def test_many_nodes_are_drawn_from_both_ends() -> None:
