@@ -71,8 +71,9 @@ def test_the_known_circuit_is_found() -> None:
 
 def test_what_is_cut_adds_up() -> None:
     """On a trained model: the circuit's metric is the base run's, and the effects of all edges that were cut."""
-    model = load("ioi-gpt2")
-    pairs = sorted(tasks.pairs("ioi", model.tokenizer, 12, 0), key=lambda each: len(each.clean_ids))[:3]
+    model = load("varbind-llama-gqa")
+    drawn = tasks.pairs("variable-binding", model.tokenizer, 12, 0)
+    pairs = sorted(drawn, key=lambda each: len(each.clean_ids))[:3]
     found = acdc(model, pairs, EdgeOptions(metric="kl"), tau=0.2)
     circuit = found.circuit
     assert circuit is not None and 5 < circuit.n_edges < 100
