@@ -59,14 +59,14 @@ def minimality(
     if not len(numbers):
         return Minimality(limit=LIMIT, nodes=[])
     tried = [[change] for change in _alone(runner, nodes)]
-    for found in (_random(runner, nodes, asked.removals, generator), _beside_partners(runner, nodes, tried)):
+    for found in (_beside_partners(runner, nodes, tried), _random(runner, nodes, asked.removals, generator)):
         for place, changes in enumerate(found):
             tried[place] += changes
     ends, graph = runner.ends, circuit.graph
     results = []
     for number, changes in zip(numbers.tolist(), tried, strict=True):
         largest = max(abs(change) for _, change in changes)
-        # The first of equals, up to rounding: the smallest K.
+        # The first of equals, up to rounding: the simplest K.
         taken, change = next(each for each in changes if abs(each[1]) >= (1 - 1e-6) * largest)
         results.append(
             MinimalNode(

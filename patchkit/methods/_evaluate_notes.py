@@ -16,7 +16,7 @@ from patchkit.results.curves import FRACTIONS
 from patchkit.results.edge_scores import EdgeScores
 
 #: Two base runs' metrics closer than this share are of the same prompts.
-_SAME_RUN = 1e-3
+_SAME_RUN = 1e-2
 
 
 def notes_of(
