@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,9 @@ from patchkit.cli.progress import progress_bar
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
+    from patchkit.data import Pair
+    from patchkit.methods import EdgeOptions
+    from patchkit.model import PatchModel
     from patchkit.results.edge_scores import EdgeScores
 
 _METHOD, _ACDC = "Method", "ACDC"
@@ -170,17 +174,21 @@ def check_own_options(given: dict[str, Any]) -> None:
         raise InputError("--method acdc needs --tau, the damage from which on an edge is kept; such as 0.05")
 
 
-def _score(given: dict[str, Any], *args: Any, **more: Any) -> EdgeScores:
+def _score(
+    given: dict[str, Any], model: PatchModel, pairs: Sequence[Pair], options: EdgeOptions, **more: Any
+) -> EdgeScores:
     from patchkit import methods
 
     match given["method"]:
         case "exact":
             return methods.patch_edges(
-                *args, by_query=given["by_query"], keep_pairs=given["keep_pairs"], **more
+                model, pairs, options, by_query=given["by_query"], keep_pairs=given["keep_pairs"], **more
             )
         case "acdc":
             return methods.acdc(
-                *args,
+                model,
+                pairs,
+                options,
                 tau=given["tau"],
                 order=one_of(methods.ACDC_ORDERS, given["order"], "--order"),
                 absolute=given["absolute"],
@@ -188,7 +196,9 @@ def _score(given: dict[str, Any], *args: Any, **more: Any) -> EdgeScores:
                 **more,
             )
     return methods.attribute_edges(
-        *args,
+        model,
+        pairs,
+        options,
         one_of(methods.EDGE_METHODS, given["method"], "--method"),
         steps=given["steps"],
         rule=given["ig_rule"],

@@ -216,7 +216,7 @@ def _ioi(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, qui
                 model_card=summary(zoo.card(model)) if model in zoo.names() else {},
                 progress=progress,
             )
-        end(run, quiet, lambda: [give(finding) for finding in found.findings] and None)
+        end(run, quiet, lambda: give("\n".join(found.findings)))
 
 
 def _scrubbing(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
@@ -242,7 +242,7 @@ def _show_scrubbing(found: Scrubbing) -> None:
         table.add_column(title, justify="right")
     for result in found.results:
         shown = "" if result.recovered is None else f"{result.recovered:.3f}"
-        interval = result.interval
+        interval = result.recovered_interval
         table.add_row(
             result.hypothesis, shown, "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
         )

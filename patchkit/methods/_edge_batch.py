@@ -90,9 +90,15 @@ class EdgeSums:
 
     def _sum(self, name: str, signed: Tensor, magnitude: Tensor) -> None:
         for what, value in (("signed", signed), ("magnitude", magnitude)):
-            added = value.double().sum(0).cpu()
+            # Where they are made: on a GPU, moving every block's scores takes longer than making them.
+            # Apple's GPUs have no double precision.
+            value = value.cpu() if value.device.type == "mps" else value
+            added = value.sum(0, dtype=torch.float64)
             key = f"{what}.{name}"
-            self.found[key] = self.found[key] + added if key in self.found else added
+            if key in self.found:
+                self.found[key] += added
+            else:
+                self.found[key] = added
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums, and the scores of pairs in the order in which they were added."""

@@ -42,18 +42,20 @@ class SenderChanges:
     def block(self, first: int, last: int, rows: slice) -> Float[Tensor, "sender batch position d_model"]:
         """Vectors of the senders of layers `first` to `last`, the input with layer 0; for some rows."""
         real = self.real[rows]
-        given = clean(self.other.input[rows] - self.own.input[rows], real)
+        given = clean(self.other.input[rows], real) - clean(self.own.input[rows], real)
         at = 0 if first == 0 else self.graph.heads(first).start
         count = self.graph.mlp_sender(last) + 1 - at
         made = given.new_empty(count, *given.shape)
         if first == 0:
             made[0] = given
         for layer in range(first, last + 1):
-            heads = contributions(self.model, layer, self.own.heads[layer][rows], self.other.heads[layer][rows])
+            # In float32 at least before they are subtracted: the difference is what half precision would round away.
+            own, other = (clean(run.heads[layer][rows], real) for run in (self.own, self.other))
+            heads = contributions(self.model, layer, own, other)
             mine = self.graph.heads(layer)
             made[mine.start - at : mine.stop - at] = clean(heads, real).permute(2, 0, 1, 3)
-            mlp = self.other.mlps[layer][rows] - self.own.mlps[layer][rows]
-            made[self.graph.mlp_sender(layer) - at] = clean(mlp, real)
+            own, other = (clean(run.mlps[layer][rows], real) for run in (self.own, self.other))
+            made[self.graph.mlp_sender(layer) - at] = other - own
         return made
 
 

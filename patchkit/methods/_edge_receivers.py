@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from patchkit.model import EdgeGraph, Norm, PatchModel, Projection
+from patchkit.model import EdgeGraph, Norm, PatchModel
 from patchkit.tracing.edge_gradients import EdgeRun, Reads
 
 
@@ -61,12 +61,8 @@ class LayerVectors:
         self, model: PatchModel, graph: EdgeGraph, layer: int, real: Bool[Tensor, "batch position"]
     ) -> None:
         self.real = real
-        counts = (graph.n_heads, graph.n_kv_heads, graph.n_kv_heads)
-        #: Projections with one entry a receiver.
-        self.maps = [
-            Projection(repeated(weight, count), None if bias is None else repeated(bias, count))
-            for (weight, bias), count in zip(model.projections(layer), counts, strict=True)
-        ]
+        #: Native: heads of a group share theirs, whose copies for a whole model would take more than the gradients.
+        self.maps = model.projections(layer)
         self.attention = _Reader(model.attention_norm(layer))
         self.mlp = _Reader(model.mlp_norm(layer))
 
@@ -85,8 +81,11 @@ class LayerVectors:
         parts = []
         for total, (weight, _) in zip(self.attention.totals, self.maps, strict=True):
             given = total[:, rows]
-            back = torch.bmm(given.flatten(1, 2), weight.to(given).transpose(1, 2))
-            parts.append(back.unflatten(1, given.shape[1:3]))
+            heads, pairs, width, _ = given.shape
+            # The heads of a group are rows of one product.
+            shared = given.reshape(len(weight), -1, given.shape[-1])
+            back = torch.bmm(shared, weight.to(given).transpose(1, 2))
+            parts.append(back.reshape(heads, pairs, width, -1))
         attention = torch.cat(parts)
         self.attention.correct(attention, rows)
         mlp = self.mlp.totals[0][:, rows].clone()
@@ -98,15 +97,14 @@ class LayerVectors:
         inverse = weight / norm.scale(stream)[..., 0]
         along, mean = [], []
         for gradient, value, (matrix, bias) in zip(gradients, reads.projected, self.maps, strict=True):
-            matrix = matrix.to(gradient)
             # W_h (w u) is the projection's output without what its bias and the norm's bias put in.
-            shift = torch.zeros_like(matrix[:, 0]) if bias is None else bias.to(gradient)
+            shift = gradient.new_zeros(len(matrix), 1) if bias is None else bias.to(gradient)
             if norm.bias is not None:
-                shift = shift + norm.bias.to(gradient) @ matrix
-            own = repeated(clean(value, self.real).permute(2, 0, 1, 3), len(gradient))
-            along.append((gradient * (own - shift[:, None, None])).sum(-1))
+                shift = shift + norm.bias.to(gradient) @ matrix.to(gradient)
+            own = clean(value, self.real).permute(2, 0, 1, 3) - shift[:, None, None]
+            along.append((gradient * repeated(own, len(gradient))).sum(-1))
             if norm.centred:
-                through = norm.weight.to(gradient) @ matrix
+                through = repeated(norm.weight.to(gradient) @ matrix.to(gradient), len(gradient))
                 mean.append((gradient * through[:, None, None]).sum(-1))
         self.attention.add([gradient * inverse[..., None] for gradient in gradients])
         self.attention.units.append(norm.unit(stream))
