@@ -110,7 +110,7 @@ class Rule(_Frozen):
     heads: list[str] = Field(description="that meet it, in the circuit or not")
     nearest: str | None = Field(
         default=None,
-        description="where none does: the head that comes nearest, with its numbers, or what nobody could be asked for",
+        description="where none does: the head that comes nearest, with its numbers, or why none could",
     )
 
 

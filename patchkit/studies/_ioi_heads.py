@@ -56,7 +56,7 @@ class Known:
         inhibits: largest |share| of its effect along paths to the queries of a group with a name mover in it; None where
             no stage asked for that.
         takes_over: what its direct effect helps more, in units of clean - corrupt, when the movers are knocked out; None
-            where that is not known.
+            for a mover, and for a head that comes before all of them: nothing but the final norm can have changed that.
     """
 
     behaviour: HeadBehaviour
@@ -69,11 +69,17 @@ class Known:
 
 @dataclass(frozen=True)
 class Need:
-    """A number of a head that must reach a threshold."""
+    """A number of a head that must reach a threshold.
+
+    Attributes:
+        threshold: its name.
+        absent: why no head may have the number.
+    """
 
     label: str
     threshold: str
     value: Callable[[Known], float | None]
+    absent: str = ""
 
     def closeness(self, known: Known, thresholds: Thresholds) -> float:
         """value / threshold: met from 1 on; 0 for what was not measured."""
@@ -131,7 +137,12 @@ CLASSES = (
         "S-inhibition",
         (
             _attends("last", "s2", "END → S2"),
-            Need("effect through the queries of name movers", "effect", lambda known: known.inhibits),
+            Need(
+                "effect through the queries of name movers",
+                "effect",
+                lambda known: known.inhibits,
+                "there are no name movers whose queries heads could act on",
+            ),
         ),
     ),
     HeadClass(
@@ -158,7 +169,12 @@ CLASSES = (
     HeadClass(
         "backup",
         (
-            Need("rise of its direct effect without the movers", "effect", lambda known: known.takes_over),
+            Need(
+                "rise of its direct effect without the movers before it",
+                "effect",
+                lambda known: known.takes_over,
+                "no head comes after a mover that was knocked out",
+            ),
         ),
     ),
 )  # fmt: skip
@@ -174,8 +190,8 @@ def rules(heads: Mapping[str, Known], thresholds: Thresholds) -> list[Rule]:
     found = []
     for one in CLASSES:
         near = nearest(one, heads, thresholds)
-        blind = [
-            need.label for need in one.needs if all(need.value(known) is None for known in heads.values())
+        absent = [
+            need.absent for need in one.needs if all(need.value(known) is None for known in heads.values())
         ]
         said = f"nearest {near}: {one.said(heads[near])}" if near is not None else None
         found.append(
@@ -183,7 +199,7 @@ def rules(heads: Mapping[str, Known], thresholds: Thresholds) -> list[Rule]:
                 name=one.name,
                 criterion=one.criterion(thresholds),
                 heads=members(one, heads, thresholds),
-                nearest=f"not measured of any head: {blind[0]}" if blind else said,
+                nearest=absent[0] if absent else said,
             )
         )
     return found

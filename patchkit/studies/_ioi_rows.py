@@ -21,7 +21,13 @@ def known_heads(
     """What the rules look at, of every head."""
     inhibits = _on_queries(paths, name_movers)
     rises = takes_over(evaluation, knocked_out)
-    return {head: Known(one, inhibits.get(head), rises.get(head)) for head, one in behaviours.items()}
+    first = min(map(_layer, knocked_out), default=0)
+    behind = {head: rise for head, rise in rises.items() if head in behaviours and _layer(head) > first}
+    return {head: Known(one, inhibits.get(head), behind.get(head)) for head, one in behaviours.items()}
+
+
+def _layer(head: str) -> int:
+    return int(head[1:].split(".")[0])
 
 
 def _on_queries(paths: Mapping[str, PathResult], name_movers: Sequence[str]) -> dict[str, float]:
@@ -54,9 +60,10 @@ def head_rows(
     known: Mapping[str, Known],
     paths: Mapping[str, PathResult],
     chosen: Collection[str],
+    rises: Mapping[str, float],
     thresholds: Thresholds,
 ) -> list[HeadRow]:
-    """The rows of all heads, by layer."""
+    """The rows of all heads, by layer; `rises` are those of `takes_over`."""
     rows = []
     for head, one in known.items():
         classes = classes_of(one, thresholds)
@@ -70,7 +77,7 @@ def head_rows(
                 stages=_stages(head, paths),
                 behaviour=one.behaviour,
                 looks=looks(one.behaviour),
-                takes_over=one.takes_over,
+                takes_over=rises.get(head),
             )
         )
     return rows

@@ -25,7 +25,7 @@ from patchkit.studies._ioi_material import study_pairs
 from patchkit.studies._ioi_options import IoiOptions as IoiOptions
 from patchkit.studies._ioi_paths import chosen_heads, groups_of, movers, trace_heads
 from patchkit.studies._ioi_published import compare
-from patchkit.studies._ioi_rows import head_rows, known_heads
+from patchkit.studies._ioi_rows import head_rows, known_heads, takes_over
 from patchkit.studies._ioi_work import Protocols, Watched, Work
 
 MODEL = "ioi-gpt2"
@@ -81,7 +81,7 @@ def run_ioi(
     evaluation = kept.part("evaluation", Evaluation, lambda: work.judge(whole, group))
     protocols = kept.part("protocols", Protocols, lambda: work.protocols(whole, traced)).scores
     known = known_heads(watched.heads, paths, evaluation, name_movers, group)
-    rows = head_rows(known, paths, chosen, options.thresholds)
+    rows = head_rows(known, paths, chosen, takes_over(evaluation, group), options.thresholds)
     ruled = rules(known, options.thresholds)
     asked = {row.head: row.looks.query for row in rows if row.in_circuit}
     study = IoiStudy(

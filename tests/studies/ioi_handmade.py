@@ -139,6 +139,14 @@ def prompts(n: int, seed: int) -> list[Pair]:
                 IDS[subject],
                 spans=spans,
                 id=str(number),
+                meta={
+                    "clean": " ".join(words),
+                    "corrupt": " ".join(corrupt),
+                    "answer": io,
+                    "wrong": subject,
+                    "order": ("ABBA", "BABA")[number % 2],
+                    "template": 0,
+                },
             )
         )
     return made

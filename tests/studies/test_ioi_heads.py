@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from patchkit import load
+from patchkit import load, tasks, zoo
 from patchkit.data import Pair
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
@@ -34,9 +34,19 @@ def handmade() -> PatchModel:
 
 
 @pytest.fixture(scope="module")
+def embedded() -> PatchModel:
+    return load("ioi-gpt2")
+
+
+@pytest.fixture(scope="module")
+def induction() -> PatchModel:
+    return load("induction-2l")
+
+
+@pytest.fixture(scope="module")
 def found(handmade: PatchModel) -> Behaviours:
     repeats = repeat_scores(handmade, 48, 12, seed=0)
-    return measure_behaviour(handmade, ioi_handmade.prompts(32, 0), repeats, max_batch_tokens=100)
+    return measure_behaviour(handmade, ioi_handmade.prompts(12, 0), repeats, max_batch_tokens=100)
 
 
 def known(behaviours: Behaviours, layers: int, heads: int, **more: dict[str, float]) -> dict[str, Known]:
@@ -78,10 +88,8 @@ def test_rules_say_who_comes_nearest_where_nobody_does(found: Behaviours) -> Non
     assert said["name mover"].heads == []
     assert said["name mover"].criterion == "attention END → IO at least 0.97, copying score at least 0.5"
     assert said["name mover"].nearest == "nearest a2.h0: attention END → IO 0.94, copying score 1.00"
-    assert said["backup"].nearest == "not measured of any head: rise of its direct effect without the movers"
-    assert (
-        said["S-inhibition"].nearest == "not measured of any head: effect through the queries of name movers"
-    )
+    assert said["backup"].nearest == "no head comes after a mover that was knocked out"
+    assert said["S-inhibition"].nearest == "there are no name movers whose queries heads could act on"
     met = {rule.name: rule for rule in rules(heads, Thresholds())}
     assert met["name mover"].nearest is None and met["induction"].heads == ["a1.h0"]
     assert nearest(CLASSES[0], {}, strict) is None
@@ -108,7 +116,7 @@ def loop_attention(model: PatchModel, pair: Pair, asks: int) -> dict[str, torch.
 
 
 def test_attention_is_that_of_the_model(handmade: PatchModel, found: Behaviours) -> None:
-    pairs = ioi_handmade.prompts(32, 0)
+    pairs = ioi_handmade.prompts(12, 0)
     for i, query in enumerate(QUERIES):
         # Behind the names stand `met` and the comma.
         asked = [[4, 5] if query == "clause" else [pair.spans[query][0]] for pair in pairs]
@@ -140,42 +148,37 @@ def test_a_head_that_writes_nothing_copies_nothing(found: Behaviours) -> None:
     assert found.of(2, 0).writes_io == 1 and found.of(2, 1).writes_io == 0
 
 
-def loop_copying(model: PatchModel, pairs: Sequence[Pair], layer: int, head: int) -> tuple[float, float]:
-    """The copying score by the model's own modules, with the biases of GPT-2 taken off by a difference from zero."""
-    raised = lowered = 0
+def loop_copying(model: PatchModel, pairs: Sequence[Pair]) -> dict[tuple[int, int], tuple[float, float]]:
+    """The copying scores by the model's own modules, the biases of GPT-2 taken off again where a norm adds them."""
+    size, width, final = model.dims.d_head, model.dims.d_model, model.hf.transformer.ln_f
+    counts: dict[tuple[int, int], list[int]] = {}
     for pair in pairs:
         states = model.hf(torch.tensor([pair.clean_ids]), output_hidden_states=True).hidden_states
-        for name in ("io", "s1", "s2"):
-            place = pair.spans[name][0]
-            stream = states[1 if layer else 0][0, place]
-            block = model.hf.transformer.h[layer]
-            size = model.dims.d_head
-            values = (block.ln_1(stream) - block.ln_1.bias) @ block.attn.c_attn.weight[
-                :, 2 * model.dims.d_model :
-            ]
-            part = slice(head * size, (head + 1) * size)
-            written = values[part] @ block.attn.c_proj.weight[part]
-            final = model.hf.transformer.ln_f
-            logits = model.hf.lm_head(final(written) - final.bias)
-            order = logits.argsort(descending=True).tolist()
-            rank = order.index(pair.clean_ids[place])
-            raised += rank < 5
-            lowered += rank >= len(order) - 5
-    return raised / (3 * len(pairs)), lowered / (3 * len(pairs))
+        for place in (pair.spans[name][0] for name in ("io", "s1", "s2")):
+            for layer, block in enumerate(model.hf.transformer.h):
+                stream = states[1 if layer else 0][0, place]
+                values = (block.ln_1(stream) - block.ln_1.bias) @ block.attn.c_attn.weight[:, 2 * width :]
+                for head in range(model.dims.n_heads):
+                    part = slice(head * size, (head + 1) * size)
+                    written = values[part] @ block.attn.c_proj.weight[part]
+                    order = model.hf.lm_head(final(written) - final.bias).argsort(descending=True).tolist()
+                    rank = order.index(pair.clean_ids[place])
+                    count = counts.setdefault((layer, head), [0, 0])
+                    count[0] += rank < 5
+                    count[1] += rank >= len(order) - 5
+    names = 3 * len(pairs)
+    return {place: (up / names, down / names) for place, (up, down) in counts.items()}
 
 
-def test_copying_is_that_of_the_models_modules() -> None:
-    from patchkit import tasks
-
-    model = load("ioi-gpt2")
-    pairs = tasks.pairs("ioi", model.tokenizer, 5, 3)
+def test_copying_is_that_of_the_models_modules(embedded: PatchModel) -> None:
+    model, pairs = embedded, tasks.pairs("ioi", embedded.tokenizer, 5, 3)
     behaviours = measure_behaviour(model, pairs, repeat_scores(model, 1, 4, 0))
     with torch.no_grad():
-        for layer, head in ((0, 4), (1, 6), (2, 1)):
-            own = behaviours.of(layer, head)
-            assert (own.copying, own.negative_copying) == pytest.approx(
-                loop_copying(model, pairs, layer, head)
-            )
+        expected = loop_copying(model, pairs)
+    assert len(expected) == 24
+    for (layer, head), scores in expected.items():
+        own = behaviours.of(layer, head)
+        assert (own.copying, own.negative_copying) == pytest.approx(scores), f"a{layer}.h{head}"
 
 
 def induction_prompts(n: int) -> list[Pair]:
@@ -197,9 +200,9 @@ def induction_prompts(n: int) -> list[Pair]:
     return made
 
 
-def test_the_heads_of_a_trained_induction_are_found() -> None:
-    model = load("induction-2l")
-    behaviours = measure_behaviour(model, induction_prompts(48), repeat_scores(model, 64, 20, seed=0))
+def test_the_heads_of_a_trained_induction_are_found(induction: PatchModel) -> None:
+    scores = repeat_scores(induction, 64, 20, seed=0)
+    behaviours = measure_behaviour(induction, induction_prompts(48), scores)
     heads = known(behaviours, 2, 4)
     named = {one.name: members(one, heads, Thresholds()) for one in CLASSES}
     assert named["induction"] == ["a1.h0", "a1.h1", "a1.h2", "a1.h3"]
@@ -207,21 +210,18 @@ def test_the_heads_of_a_trained_induction_are_found() -> None:
     assert not any(named[name] for name in named if name not in ("induction", "previous token"))
 
 
-def test_repeats_that_cannot_be_made_are_refused() -> None:
-    model = load("induction-2l")
+def test_repeats_that_cannot_be_made_are_refused(induction: PatchModel) -> None:
     with pytest.raises(InputError, match="takes sequences of up to 48 different tokens twice, found 49"):
-        repeat_scores(model, 2, 49, 0)
+        repeat_scores(induction, 2, 49, 0)
     with pytest.raises(InputError, match="at least 1 sequence of at least 4 tokens, found 2 of 3"):
-        repeat_scores(model, 2, 3, 0)
+        repeat_scores(induction, 2, 3, 0)
     with pytest.raises(InputError, match="threshold attends must be above 0 and at most 1, found 0.0"):
         Thresholds(attends=0.0)
 
 
-def test_repeats_are_those_of_the_models_card() -> None:
+def test_repeats_are_those_of_the_models_card(induction: PatchModel) -> None:
     """The card's scores were measured by other code, on other sequences."""
-    from patchkit import zoo
-
-    scores = repeat_scores(load("induction-2l"), 128, 16, seed=3)
+    scores = repeat_scores(induction, 128, 16, seed=3)
     card = zoo.card("induction-2l").measurements
     for layer in range(2):
         for head in range(4):
@@ -234,7 +234,7 @@ def test_repeats_are_those_of_the_models_card() -> None:
 
 
 def test_behaviour_does_not_depend_on_batches(handmade: PatchModel, found: Behaviours) -> None:
-    whole = measure_behaviour(handmade, ioi_handmade.prompts(32, 0), found.repeats)
+    whole = measure_behaviour(handmade, ioi_handmade.prompts(12, 0), found.repeats)
     torch.testing.assert_close(whole.attention, found.attention, atol=1e-6, rtol=0)
     assert torch.equal(whole.copying, found.copying) and torch.equal(whole.writes, found.writes)
 
