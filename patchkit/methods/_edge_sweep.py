@@ -33,6 +33,7 @@ from patchkit.methods._edge_rows import (
     EdgeRows,
     columns_from,
     lay_out,
+    receiver_parts,
     sorted_by,
     together,
 )
@@ -90,6 +91,10 @@ class PatchEdges:
             for place in item.covered:
                 run = torch.where(ending, 1.0, float(tokens - min(place)))
                 forwards += float((above * run).sum())
+                # One run of attention and one of projections for all heads of a layer.
+                into_heads = receiver_parts(self.graph, item.edges[:, 1])[1] < MLP
+                shared = 2 * attention_share(dims) / dims.n_layers / dims.n_heads
+                forwards += shared * (tokens - min(place)) * int(into_heads.sum())
             forwards += 2 * tokens
             width = dims.n_layers * (4 * dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
             kept += 4 * tokens * width

@@ -68,18 +68,24 @@ class PatchPaths:
         return by_item(items, pair_of, self.most, rows.found, rows.base_metric, source)
 
     def cost(self, dims: Dims, items: Sequence[PathItem]) -> Cost:
-        """Token-forwards: MLPs from each sender on, and the layers from the lowest receiver on."""
+        """Token-forwards: MLPs from each sender to the receivers, and the layers from the lowest receiver on."""
         receivers = Receivers.of(self.graph, torch.tensor(self.receivers))
-        lowest = int(receivers.layer.min())
-        through_mlps = (1 - attention_share(dims)) * (self.mlps == "recomputed")
+        inside = receivers.layer[receivers.letter != LOGITS]
+        top = int(inside.max()) if len(inside) else dims.n_layers
+        mlp = (1 - attention_share(dims)) / dims.n_layers * (self.mlps == "recomputed")
         forwards, kept = 0.0, 0
         for item in items:
             tokens = len(item.pair.clean_ids)
-            layer = (item.senders - 1) // (dims.n_heads + 1)
-            below = (min(lowest, dims.n_layers) - layer).clamp(min=0) / dims.n_layers
-            run = tokens - min(item.covered[0])
-            forwards += 2 * tokens + run * float((through_mlps * below).sum())
-            forwards += run * (1 - lowest / dims.n_layers) * float((layer < max(1, lowest)).sum())
+            width = tokens - min(item.covered[0])
+            own = (item.senders - 1) // (dims.n_heads + 1)
+            reached = item.senders[:, None] < self.graph.upstream[receivers.numbers]
+            lowest = torch.where(reached, receivers.layer, dims.n_layers).amin(1)
+            inner = lowest < dims.n_layers
+            forwards += 2 * tokens
+            forwards += width * float(((1 - lowest / dims.n_layers) + mlp * (top - own))[inner].sum())
+            if receivers.logits:
+                # The logits read the last position alone.
+                forwards += mlp * float((dims.n_layers - own).sum())
             kept += 4 * tokens * dims.n_layers * (4 * dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
         return Cost(forwards, kept)
 

@@ -235,6 +235,22 @@ def test_what_a_sweep_costs() -> None:
     assert torch.equal(~both.by_query[0].isnan(), wide.real)
 
 
+@pytest.mark.parametrize("positions", ["all", "last", "s"])
+def test_what_is_planned_is_what_is_paid(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what the pairs' common beginnings save, which a plan does not know."""
+    model, _ = pair("llama-gqa")
+    planned: list[float] = []
+    right = _edge_sweep.PatchEdges.run
+
+    def counted(program: Any, model: PatchModel, items: Any) -> Any:
+        planned.append(program.cost(model.dims, items).forwards)
+        return right(program, model, items)
+
+    monkeypatch.setattr(_edge_sweep.PatchEdges, "run", counted)
+    paid = patch_edges(model, PAIRS, EdgeOptions(positions=positions)).cost
+    assert sum(planned) / sum(len(pair.clean_ids) for pair in PAIRS) == pytest.approx(paid, rel=0.2)
+
+
 def test_the_result_is_whole() -> None:
     model, _ = pair("gpt2")
     scores = patch_edges(model, PAIRS)

@@ -341,6 +341,21 @@ def test_what_paths_cost() -> None:
     assert to_the_logits < to_a_head < 2 + EdgeGraph.of(model.dims).n_senders
 
 
+@pytest.mark.parametrize("receivers", [("logits",), ("a1.h0<q>", "m2", "logits"), ("a2.h1<v>",)])
+def test_what_is_planned_is_what_is_paid(receivers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair("llama-gqa")
+    planned: list[float] = []
+    right = _path_program.PatchPaths.run
+
+    def counted(program: Any, model: PatchModel, items: Any) -> Any:
+        planned.append(program.cost(model.dims, items).forwards)
+        return right(program, model, items)
+
+    monkeypatch.setattr(_path_program.PatchPaths, "run", counted)
+    paid = patch_paths(model, PAIRS, ["all"], receivers).cost
+    assert sum(planned) / sum(len(pair.clean_ids) for pair in PAIRS) == pytest.approx(paid, rel=0.25)
+
+
 # Bad input.
 
 
