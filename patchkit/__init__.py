@@ -22,27 +22,47 @@ if TYPE_CHECKING:
     from patchkit.errors import InputError as InputError
     from patchkit.errors import PatchkitError as PatchkitError
     from patchkit.errors import RunError as RunError
+    from patchkit.methods import EdgeOptions as EdgeOptions
+    from patchkit.methods import EvaluateOptions as EvaluateOptions
+    from patchkit.methods import Hypothesis as Hypothesis
+    from patchkit.methods import Interpretation as Interpretation
     from patchkit.methods import MaskOptions as MaskOptions
     from patchkit.methods import NodeOptions as NodeOptions
     from patchkit.methods import Objective as Objective
     from patchkit.methods import Schedule as Schedule
+    from patchkit.methods import ScrubOptions as ScrubOptions
+    from patchkit.methods import StagePlan as StagePlan
+    from patchkit.methods import acdc as acdc
     from patchkit.methods import answers_with as answers_with
     from patchkit.methods import attribute as attribute
+    from patchkit.methods import attribute_edges as attribute_edges
     from patchkit.methods import bound as bound
+    from patchkit.methods import evaluate as evaluate
     from patchkit.methods import learn_mask as learn_mask
+    from patchkit.methods import patch_edges as patch_edges
     from patchkit.methods import patch_nodes as patch_nodes
+    from patchkit.methods import patch_paths as patch_paths
     from patchkit.methods import patch_sets as patch_sets
+    from patchkit.methods import run_circuits as run_circuits
+    from patchkit.methods import scrub as scrub
+    from patchkit.methods import trace_paths_back as trace_paths_back
     from patchkit.methods import verify as verify
     from patchkit.model import Architecture as Architecture
+    from patchkit.model import EdgeGraph as EdgeGraph
     from patchkit.model import NodeGrid as NodeGrid
     from patchkit.model import PatchModel as PatchModel
     from patchkit.model import Site as Site
     from patchkit.model import register_architecture as register_architecture
     from patchkit.report import write_report as write_report
+    from patchkit.results.circuit import Circuit as Circuit
+    from patchkit.results.edge_scores import EdgeScores as EdgeScores
+    from patchkit.results.evaluation import Evaluation as Evaluation
     from patchkit.results.mask import MaskResult as MaskResult
+    from patchkit.results.paths import PathResult as PathResult
     from patchkit.results.scores import Convention as Convention
     from patchkit.results.scores import Scores as Scores
     from patchkit.results.scores import check_same_convention as check_same_convention
+    from patchkit.results.scrubbing import ScrubResult as ScrubResult
     from patchkit.studies import StudyOptions as StudyOptions
     from patchkit.studies import run_study as run_study
     from patchkit.tracing import Blend as Blend
@@ -62,13 +82,20 @@ _HOME = {
     ),
     "patchkit.errors": ("InputError", "PatchkitError", "RunError"),
     "patchkit.methods": (
-        "MaskOptions", "NodeOptions", "Objective", "Schedule", "answers_with", "attribute", "bound", "learn_mask",
-        "patch_nodes", "patch_sets", "verify",
+        "EdgeOptions", "EvaluateOptions", "Hypothesis", "Interpretation", "MaskOptions", "NodeOptions", "Objective",
+        "Schedule", "ScrubOptions", "StagePlan", "acdc", "answers_with", "attribute", "attribute_edges", "bound",
+        "evaluate", "learn_mask", "patch_edges", "patch_nodes", "patch_paths", "patch_sets", "run_circuits", "scrub",
+        "trace_paths_back", "verify",
     ),
-    "patchkit.model": ("Architecture", "NodeGrid", "PatchModel", "Site", "register_architecture"),
+    "patchkit.model": ("Architecture", "EdgeGraph", "NodeGrid", "PatchModel", "Site", "register_architecture"),
     "patchkit.report": ("write_report",),
+    "patchkit.results.circuit": ("Circuit",),
+    "patchkit.results.edge_scores": ("EdgeScores",),
+    "patchkit.results.evaluation": ("Evaluation",),
     "patchkit.results.mask": ("MaskResult",),
+    "patchkit.results.paths": ("PathResult",),
     "patchkit.results.scores": ("Convention", "Scores", "check_same_convention"),
+    "patchkit.results.scrubbing": ("ScrubResult",),
     "patchkit.studies": ("StudyOptions", "run_study"),
     "patchkit.tracing": (
         "Blend", "Patch", "attention_from", "blended_logits", "capture", "capture_gradients", "compute_prefix",

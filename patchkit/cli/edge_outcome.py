@@ -154,8 +154,11 @@ def _show_evaluation(found: Evaluation) -> None:
         give(f"Against {overlap.reference}, by {overlap.level}: {shares}")
     if found.stability is not None:
         give(f"Stability: bootstraps share {found.stability.jaccard:.2f} of their edges (Jaccard).")
-    if found.repair is not None and found.repair.repaired is not None:
-        group = ", ".join(found.repair.group)
-        give(f"Self-repair without {group}: {found.repair.repaired:.0%} of the direct loss is made up.")
+    if found.repair is not None:
+        repair = found.repair
+        give(
+            f"Without {', '.join(repair.group)} the metric is {repair.knocked_out:+.4f}; their direct effects alone "
+            f"would leave {repair.expected:+.4f}."
+        )
     for note in found.notes:
         give(note)

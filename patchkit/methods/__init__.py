@@ -20,6 +20,7 @@ from patchkit.methods.activation_patching import patch_sets as patch_sets
 from patchkit.methods.attribution import METHODS as METHODS
 from patchkit.methods.attribution import Method as Method
 from patchkit.methods.attribution import attribute as attribute
+from patchkit.methods.causal_scrubbing import ScrubOptions as ScrubOptions
 from patchkit.methods.causal_scrubbing import scrub as scrub
 from patchkit.methods.circuits import CircuitMetrics as CircuitMetrics
 from patchkit.methods.circuits import run_circuits as run_circuits
