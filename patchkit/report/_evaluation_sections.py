@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from patchkit.report._canvas import to_svg
 from patchkit.report._edge_sections import tile_row
@@ -144,7 +144,7 @@ def _runs_table(kind: str, runs: Sequence[CircuitRun], several: bool, found: Eva
     return Table(told, columns, rows, row_marks=marks).render()
 
 
-def _range(span: tuple[float, float] | None, shown) -> str:  # pyright: ignore[reportMissingParameterType]
+def _range(span: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
     return ABSENT if span is None else f"{shown(span[0])} to {shown(span[1])}"
 
 

@@ -97,8 +97,8 @@ def warnings(found: PathResult) -> list[str]:
 
 
 def _means(found: PathResult) -> tuple[float, float]:
-    both = (found.base_metric, found.source_metric)
-    return both if found.convention.direction == "noise" else both[::-1]
+    base, source = found.base_metric, found.source_metric
+    return (base, source) if found.convention.direction == "noise" else (source, base)
 
 
 def tiles(found: PathResult) -> str:

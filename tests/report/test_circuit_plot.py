@@ -90,7 +90,7 @@ def test_boxes_of_a_row_do_not_overlap_and_lanes_go_round_them(name: str) -> Non
         lanes = [c.xs[place - c.start] for c in layout.curves if c.start < place < c.end]
         for box in boxes:
             assert all(abs(x - box.x) > box.width / 2 for x in lanes)
-        assert all(0 <= box.x - box.width / 2 and box.x + box.width / 2 <= layout.width for box in boxes)
+        assert all(-1e-6 <= box.x - box.width / 2 and box.x + box.width / 2 <= layout.width for box in boxes)
 
 
 def test_layers_rise_and_the_mlp_stands_above_its_heads() -> None:
