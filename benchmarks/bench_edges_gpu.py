@@ -19,7 +19,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from _measure import write
@@ -98,7 +98,7 @@ class Meter:
 
 
 def measure(model: PatchModel, meter: Meter, count: int, tokens: int) -> dict[str, Any]:
-    pairs, hf = pairs_of(model, count, tokens), model.hf
+    pairs, hf = pairs_of(model, count, tokens), cast(Any, model.hf)
     ids = torch.tensor([pair.clean_ids for pair in pairs], device=model.embed_device)
     options = EdgeOptions()
 
