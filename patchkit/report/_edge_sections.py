@@ -265,6 +265,8 @@ def onwards(scores: EdgeScores, manifest: Manifest | None, place: str) -> str:
         asked["top-n"] = ",".join(map(str, sizes))
     kept = scores.convention
     usual = {"metric": "logit-diff", "direction": "noise", "ablation": "resample"}
+    if options.get("task") and manifest is not None:
+        asked["seed"] = str((manifest.seed or 0) + 1)
     asked |= {} if flows(scores) else {f: getattr(kept, f) for f in usual if getattr(kept, f) != usual[f]}
     said = " ".join(f"--{option} {shlex.quote(str(value))}" for option, value in asked.items())
     command = f"patchkit evaluate {said} --random 100 --out EVALUATION"

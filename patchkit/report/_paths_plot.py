@@ -52,7 +52,8 @@ def paths_figure(found: PathResult) -> Figure:
     columns = _columns(found)
     tallest = max(len(column.pills) + bool(column.more) for column in columns)
     height = _HEADER + _FOOTER + max(1, tallest) * (_TALL + _APART) + 0.1
-    width = max(4.6, 2 * _SIDE + len(columns) * _WIDE + (len(columns) - 1) * _BETWEEN)
+    # What stands under a column's title is wider than the column.
+    width = max(4.6, 3.5 * _SIDE + len(columns) * _WIDE + (len(columns) - 1) * _BETWEEN)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
@@ -163,8 +164,10 @@ def _join(
         )
         # Receivers of a column of their own have the letter in their name.
         said = letters if pill.effect is not None and pill.name.startswith("a") else ""
+        # On the side from which the line does not come.
+        aside = 0.085 if y >= knot[1] else -0.085
         for place, letter in enumerate(said):
-            axes.text(left - 0.07 - 0.09 * (len(said) - 1 - place), y + 0.075, letter, ha="center", va="center", size=8,
+            axes.text(left - 0.07 - 0.09 * (len(said) - 1 - place), y + aside, letter, ha="center", va="center", size=8,
                       weight="bold", color=LIGHT[KIND_ROLE[letter]], zorder=4)  # fmt: skip
     axes.plot(*knot, "o", ms=5, color=LIGHT["soft"], zorder=3)
 

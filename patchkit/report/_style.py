@@ -58,6 +58,7 @@ td.h{background:rgb(var(--t)/var(--a));min-width:5.2em;border:2px solid var(--pa
 td.own{outline:2px solid var(--chosen);outline-offset:-3px}
 td.key{font-weight:700}
 tr.mine>*{background:linear-gradient(rgb(var(--heat-rgb)/.12),rgb(var(--heat-rgb)/.12)),var(--panel)}
+tr.mine>td.h{background:linear-gradient(rgb(var(--t)/var(--a)),rgb(var(--t)/var(--a))),var(--panel)}
 tfoot th,tfoot td{font-weight:700;border-top:2px solid var(--line);border-bottom:0}
 small{font-size:12px;color:var(--soft);font-weight:400}
 """

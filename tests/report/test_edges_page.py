@@ -13,6 +13,7 @@ from patchkit.model.edges import EdgeGraph
 from patchkit.report import edges_page, write_edges_report, write_report
 from patchkit.report._edge_conventions import blind_spots, conventions
 from patchkit.report._edge_plots import layer_maps, needed, over_places, pictured, place_map, shares
+from patchkit.report._edge_sections import onwards
 from patchkit.report._edge_words import headline, method_name, warnings
 from patchkit.report._html import arrows, signed
 from patchkit.results.circuit import Circuit, top_n
@@ -330,6 +331,15 @@ def test_a_directory_of_edges_gets_its_page_and_pictures(tmp_path: Path, make: A
     build(mean=nothing, mean_abs=nothing, per_pair=None).save(run)
     write_report(run)
     assert not list(run.glob("*.png"))
+
+
+def test_the_next_command_asks_for_other_pairs_and_quotes_names(make: Any) -> None:
+    kept = build().convention.model_copy(update={"direction": "denoise", "ablation": "zero"})
+    manifest = make.manifest(options={"task": "ioi", "model": "my models/one"}, seed=4)
+    said = text(onwards(build(convention=kept), manifest, "ed ges"))
+    assert "patchkit evaluate --model 'my models/one' --task ioi --circuit 'ed ges' --top-n " in said
+    assert " --seed 5 --direction denoise --ablation zero --random 100 --out EVALUATION" in said
+    assert "--positions all" in text(onwards(build(placed=True), manifest, "DIR"))
 
 
 def test_a_directory_without_a_result_says_what_was_expected(tmp_path: Path) -> None:
