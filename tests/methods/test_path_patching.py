@@ -42,7 +42,7 @@ def effects_of(result: PathResult) -> Tensor:
 
 @pytest.mark.parametrize("family", DENSE)
 def test_paths_to_several_receivers_in_every_family_beside_padding(family: str) -> None:
-    check_paths(family, PAIRS, SENDERS, SEVERAL)
+    check_paths(family, PAIRS, SENDERS[:5], SEVERAL)
 
 
 @pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
@@ -90,7 +90,7 @@ def test_paths_of_a_trained_model() -> None:
 # Identities.
 
 
-@pytest.mark.parametrize("family", ["gpt2", "neox-parallel", "gemma2-post-norms-softcap", "olmo2"])
+@pytest.mark.parametrize("family", ["gpt2", "neox-parallel", "gemma2-post-norms-softcap"])
 def test_one_path_with_held_mlps_is_an_edge(family: str) -> None:
     """From every sender to receivers of every kind; and a sender that is not upstream has no effect at all."""
     model, _ = pair(family, torch.float64)

@@ -13,10 +13,15 @@ from patchkit.tracing.receivers import PROJECTIONS, read_by_attention, read_by_m
 from patchkit.tracing.restart import Swap, compute_base, read_heads, run_watched
 from tests import oracles
 from tests.comparisons import PROMPTS, agree, pair
-from tests.families import FAMILIES
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llama-gqa", "gpt2", "neox-parallel", "gemma2-post-norms-softcap"),
+        *("phi3-fused-gqa", "olmo2", "mixtral-experts"),
+    ],
+)
 def test_a_stream_handed_over_is_read_as_in_a_forward(family: str) -> None:
     model, _ = pair(family, torch.float32)
     batch = Batch.from_ids(PROMPTS[2:], model.pad_id)
