@@ -134,7 +134,7 @@ def warnings(found: Evaluation) -> list[str]:
             f"{count(len(empty))} of {count(len(found.circuits))} circuits {verb} empty after pruning{of}: no edge "
             "lies on a path from the input to the logits. Their metric is that of the model with every edge cut."
         )
-    if found.random is not None and found.random.p_value >= CHANCE:
+    if found.random is not None and found.random.p_value >= CHANCE and _as_close(found.random):
         said.append(
             f"Chance does as well: {in_words(found.random)} Whatever the circuit keeps, its edges need not be why."
         )
@@ -143,13 +143,18 @@ def warnings(found: Evaluation) -> list[str]:
 
 def in_words(test: RandomTest) -> str:
     """A p-value as a sentence."""
-    near = max(0, round(test.p_value * (1 + test.count) - 1))
+    near = _as_close(test)
     who = "none" if near == 0 else count(near)
     verb = "are" if near > 1 else "is"
     return (
         f"Of {count(test.count)} random circuits {who} {verb} at least as close to 100 % as the circuit: p = "
         f"{test.p_value:.2g}."
     )
+
+
+def _as_close(test: RandomTest) -> int:
+    """How many random circuits are at least as close to the whole model as the circuit."""
+    return max(0, round(test.p_value * (1 + test.count) - 1))
 
 
 def checks(found: Evaluation) -> list[Check]:
@@ -204,11 +209,15 @@ def _random(found: Evaluation) -> Check:
     question = "Is it better than chance?"
     if found.random is None:
         return Check(question, "Not tested: `--random 100` compares with random circuits of its size.", None)
+    if found.random.p_value >= CHANCE and not _as_close(found.random):
+        least = round(1 / CHANCE) - 1
+        said = f"{in_words(found.random)} So few cannot give a smaller p: ask for at least {least} (`--random {least}`)."
+        return Check(question, said, None)
     return Check(question, in_words(found.random), found.random.p_value < CHANCE)
 
 
 def _complete(found: Evaluation) -> Check:
-    question = "Is anything missing?"
+    question = "Does it hold all that the model uses?"
     if found.completeness is None:
         return Check(
             question, "Not tested: `--completeness 20` takes nodes away from circuit and model alike.", None

@@ -212,7 +212,7 @@ def test_what_was_not_tested_is_left_out_and_said() -> None:
     rows = {row[0]: row[1:] for row in tables(bare, "belief")[0][1:]}
     for question, option in (
         ("Is it better than chance?", "--random 100"),
-        ("Is anything missing?", "--completeness"),
+        ("Does it hold all that the model uses?", "--completeness"),
         ("Is every node needed?", "--minimality"),
         ("Would other pairs have given the same circuit?", "--stability"),
     ):
@@ -229,7 +229,7 @@ def test_verdicts_follow_the_numbers() -> None:
         "Would other prompts say the same?": True,
         "Do its edges hang together?": True,
         "Is it better than chance?": True,
-        "Is anything missing?": False,
+        "Does it hold all that the model uses?": False,
         "Is every node needed?": False,
         "Would other pairs have given the same circuit?": True,
         "Does it agree with a reference?": None,
@@ -246,6 +246,11 @@ def test_verdicts_follow_the_numbers() -> None:
     assert any(
         "Chance does as well: Of 9 random circuits 9 are at least as close" in each for each in warnings(weak)
     )
+    few = build(
+        random=RandomTest(count=5, faithfulness=[0.1] * 5, n_edges=[60] * 5, matched="size", p_value=1 / 6)
+    )
+    assert verdicts(few)["Is it better than chance?"] is None
+    assert not any("Chance" in each for each in warnings(few))
     above = build(circuits=[run(None, 60, 1.4)], tested=0)
     assert verdicts(above)["Does it do what the model does?"] is False
     assert "more than the whole model" in checks(above)[0].found
