@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -35,9 +36,15 @@ def circuit_work(
         heads = computed[graph.heads(layer)].nonzero()[:, 0]
         if len(heads):
             apart = graph.n_kv_heads == graph.n_heads
-            slots = len(heads) if apart else len((heads // dims.group).unique())
-            receivers = len(heads) + 2 * slots
-            work += (receivers + len(heads)) * head + receivers * rows * width
+            slots = heads if apart else (heads // dims.group).unique()
+            firsts = (graph.receivers_of(layer, letter).start for letter in "qkv")
+            receivers = torch.cat(
+                [first + part for first, part in zip(firsts, (heads, slots, slots), strict=True)]
+            )
+            read = edges[: graph.heads(layer).start, receivers]
+            # Receivers that read the same are given one stream.
+            streams = 1 if bool((read == read[:, :1]).all()) else len(receivers)
+            work += (len(receivers) + len(heads)) * head + streams * rows * width
             rows += len(heads)
         if computed[graph.mlp_sender(layer)]:
             work += mlp + rows * width

@@ -3,7 +3,7 @@
     x_v = X~_v + sum over u in C(v) of (y_u - y~_u)
 
 with X~_v the stream when every edge is cut (`_circuit_cut.py`), y_u the sender's current value and y~_u what a cut edge
-carries: the forward of Hanna et al. 2024 (arXiv:2403.17806), section 2. Where a norm stands between the heads and the
+carries: the forward of Hanna et al. 2024 (arXiv:2403.17806). Where a norm stands between the heads and the
 stream, the heads of a layer that v reads enter together: norm(Y~ + sum of their differences) - norm(Y~).
 
 Only senders with an edge out are computed, layer by layer. A layer's queries, keys and values are projected head by head
@@ -143,6 +143,7 @@ class _Run:
         rows, end = self.copies * len(self.circuits) * self.pairs, model.dims.n_layers - 1
         # A block that is skipped must give something of this shape; nothing reads it.
         blank = cut.input.new_zeros(1, 1, 1).expand(rows, self.width, model.dims.d_model)
+        self._set_stream(cut.before[0])
         for layer in range(model.dims.n_layers):
             block = model.block(layer)
             attends = any(len(heads[layer]) for heads in self.heads)
@@ -154,12 +155,12 @@ class _Run:
             self._set_stream(cut.between[layer])
             self._add_mlps(layer)
             if attends:
-                module_at(block, arch.mlp).skip(blank[:, -1:])
+                module_at(block, arch.mlp).skip(blank[:, -1:].to(self._device(layer)))
             written = self._end() if layer == end else blank
             if not attends:
-                block.skip(written)
+                block.skip(written.to(self._device(layer)))
             elif layer == end:
-                block.output = written
+                block.output = written.to(self._device(layer))
 
     # Rows of differences.
 
@@ -200,7 +201,13 @@ class _Run:
         return [self._tokens(total) for total in self.cut.sums]
 
     def _behind_heads(self, layer: int, total: Tensor) -> Tensor:
-        return module_at(self.model.block(layer), self.model.arch.attn_out_path)(total)
+        norm = module_at(self.model.block(layer), self.model.arch.attn_out_path)
+        return norm(total.to(self._device(layer))).to(total)
+
+    def _device(self, layer: int) -> torch.device:
+        """Where a layer computes; rows of differences are where the prompts are."""
+        parameter = next(self.model.block_module(layer).parameters())
+        return self.cut.input.device if parameter.is_meta else parameter.device
 
     # Attention.
 
@@ -208,11 +215,14 @@ class _Run:
         """Runs the layer's attention on the queries, keys and values of every circuit; returns z, and skips W_O."""
         model, dims = self.model, self.model.dims
         shape = (len(self.circuits), self.pairs, self.width)
-        empty = self.cut.input.new_zeros
+        sizes = {
+            "q": (1, dims.n_heads),
+            "k": (self.copies, dims.n_kv_heads),
+            "v": (self.copies, dims.n_kv_heads),
+        }
         given = {
-            "q": empty(1, *shape, dims.n_heads, dims.d_head),
-            "k": empty(self.copies, *shape, dims.n_kv_heads, dims.d_head),
-            "v": empty(self.copies, *shape, dims.n_kv_heads, dims.d_head),
+            letter: self.cut.input.new_zeros(copies, *shape, heads, dims.d_head, device=self._device(layer))
+            for letter, (copies, heads) in sizes.items()
         }
         for letters in ("kv", "q") if layer == dims.n_layers - 1 else ("qkv",):
             if letters == "q":
@@ -247,6 +257,7 @@ class _Run:
         if self.mlps[circuit][layer] and letters != "q":
             begun = streams[:, -1:] - self.stream[:, None].to(streams)
             self.partial[circuit] = (begun, self.circuits[circuit].filled)
+        streams = streams.to(self._device(layer))
         if arch.attn_norm is not None:
             streams = module_at(self.model.block(layer), arch.attn_norm)(streams)
         streams = streams.transpose(0, 1).expand(sum(map(len, receivers)), -1, -1)
@@ -291,7 +302,8 @@ class _Run:
             return
         written = torch.cat([self._read_by_mlp(circuit, layer) for circuit in having])
         self.partial.clear()
-        written = written.reshape(len(having) * self.pairs, 1 if self.last else self.width, written.shape[-1])
+        width = 1 if self.last else self.width
+        written = written.reshape(len(having) * self.pairs, width, -1).to(self._device(layer))
         if arch.mlp_norm is not None:
             written = module_at(block, arch.mlp_norm)(written)
         written = module_at(block, arch.mlp)(written)
