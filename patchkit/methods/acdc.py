@@ -61,9 +61,10 @@ def acdc(
         checkpoint: a directory for finished receivers, from which an interrupted run goes on.
 
     Returns:
-        `EdgeScores` of method `acdc` whose `circuit` is what is kept, without dead ends. `mean` is the effect that each
-        edge had when it was tried, metric(new) - metric(current); NaN where it never was. `method.untried` counts the
-        edges that the budget did not reach.
+        `EdgeScores` of method `acdc` whose `circuit` is what is kept, without dead ends. (Under another ablation than
+        `resample`, a head or MLP with no edge in does not hold its own ablated value, so that leaving it out may move
+        the metric.) `mean` is the effect that each edge had when it was tried, metric(new) - metric(current); NaN where
+        it never was. `method.untried` counts the edges that the budget did not reach.
 
     Raises:
         InputError: no pairs, tau that is no number, an unknown order, a budget below the two runs that everything

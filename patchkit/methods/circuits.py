@@ -23,7 +23,7 @@ from torch import Tensor
 
 from patchkit.data import Metric, Pair, read_places, resolve_metric
 from patchkit.errors import InputError
-from patchkit.methods._circuit_work import circuit_work, room, share_out
+from patchkit.methods._circuit_work import SENDERS_A_FORWARD, circuit_work, room, share_out
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
 from patchkit.methods._pair_batch import PairBatch
@@ -101,7 +101,7 @@ class RunCircuits:
         """A base and a source run, and what each circuit computes."""
         tokens = sum(len(item.clean_ids) for item in items)
         work = 2 + sum(circuit_work(dims, self.graph, edges) for edges in self.circuits)
-        kept = max(room(edges, self.copies) for edges in self.circuits) * 16 * dims.d_model
+        kept = max(room(edges, self.copies) for edges in self.circuits) * SENDERS_A_FORWARD * dims.d_model
         kept += dims.n_layers * 4 * dims.d_model
         return Cost(tokens * work, int(4 * tokens * kept))
 
