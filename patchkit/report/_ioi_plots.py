@@ -67,12 +67,12 @@ _SHORT = {
 
 
 def spoken(row: HeadRow) -> str:
-    """In few letters: the first class of a head, or where it looks."""
+    """In few letters: the first class of a head, or where it looks, in brackets where that is not far above even."""
     if row.classes:
         return _SHORT.get(row.classes[0], row.classes[0])
-    return (
-        f"{_SPOKEN.get(row.looks.query, row.looks.query)} → {_SPOKEN.get(row.looks.target, row.looks.target)}"
-    )
+    places = (_SPOKEN.get(place, place) for place in (row.looks.query, row.looks.target))
+    said = " → ".join(places)
+    return said if row.looks.clear else f"({said})"
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def stages_figure(study: IoiStudy) -> Figure:
     for number, column in enumerate(columns):
         _title(axes, column, number, height)
         for head, y in column.heads.items():
-            said = "" if number == 0 else spoken(rows_of[head])
-            _pill(axes, (column.left, y, _WIDE if number else _LOGITS), head, said, shares.get(head), largest)
+            at = column.left, y, _WIDE if number else _LOGITS
+            _pill(axes, at, head, rows_of.get(head), shares.get(head), largest)
     _key(axes, found)
     return figure
 
@@ -206,7 +206,12 @@ def _title(axes: Axes, column: _Column, number: int, height: float) -> None:
 
 
 def _pill(
-    axes: Axes, at: tuple[float, float, float], head: str, said: str, share: float | None, largest: float
+    axes: Axes,
+    at: tuple[float, float, float],
+    head: str,
+    row: HeadRow | None,
+    share: float | None,
+    largest: float,
 ) -> None:
     """A head: its name, its class or where it looks, its largest share; the logits have a name only."""
     left, y, wide = at
@@ -219,11 +224,11 @@ def _pill(
                 (left, y - _TALL / 2), wide, _TALL, boxstyle=shape, fc=colour, ec=edge, lw=0.9, zorder=3
             )
         )
-    if share is None:
+    if row is None or share is None:
         axes.text(left + wide / 2, y, head, ha="center", va="center", size=8.5, weight="bold", zorder=4)
         return
     axes.text(left + 0.1, y, label(head, 8), va="center", size=8.5, weight="bold", zorder=4)
-    axes.text(left + 0.51 * wide, y, label(said, 15), ha="center", va="center", size=7.2, zorder=4)
+    axes.text(left + 0.51 * wide, y, label(spoken(row), 18), ha="center", va="center", size=7.2, zorder=4)
     shown = f"{signed(100 * share, 0, plus=True)}\u00a0%"
     axes.text(left + wide - 0.09, y, shown, ha="right", va="center", size=8, zorder=4)
 

@@ -110,8 +110,9 @@ def picture(study: IoiStudy) -> str:
     )
     caption = (
         "Group 1 acts on the logits, group 2 on the queries, keys or values of group 1, and so on. In each head: its "
-        "class, or where it looks most; and its largest effect along such paths, as a share of the difference between "
-        "the clean and the corrupt run. At \N{MINUS SIGN}100 % all of the behaviour is lost."
+        "class, or where it looks most (in brackets where that is not far above even attention); and its largest effect "
+        "along such paths, as a share of the difference between the clean and the corrupt run. At "
+        "\N{MINUS SIGN}100 % all of the behaviour is lost."
     )
     if any(len(group) > MOST_HEADS for group in study.groups):
         caption += f" At most {MOST_HEADS} heads a column."

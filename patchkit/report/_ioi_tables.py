@@ -43,9 +43,7 @@ def heads(study: IoiStudy) -> str:
     if rest:
         other = _heads_table("Heads outside the circuit that no class is of.", rest)
         parts.append(f"<details><summary>The other {count(len(rest))} heads</summary>{other}</details>")
-    parts.append(
-        f"<details><summary>All numbers of all heads</summary>{_numbers_table(study.heads)}</details>"
-    )
+    parts.append(f"<details><summary>All numbers of all heads</summary>{_numbers_table(study)}</details>")
     return section("heads", "What does each head do?", "Heads", *parts)
 
 
@@ -83,15 +81,17 @@ _LOOKS = (
 _SCORES = ("copying", "negative_copying", "writes_io", "writes_s", "previous", "duplicate", "induction")
 
 
-def _numbers_table(rows: Sequence[HeadRow]) -> str:
+def _numbers_table(study: IoiStudy) -> str:
     cells = [
         [
             head_cell(row.head),
             *(heat_cell(row.behaviour.attention[query][target]) for _, query, target in _LOOKS),
             *(heat_cell(getattr(row.behaviour, field)) for field in _SCORES),
         ]
-        for row in rows
+        for row in study.heads
     ]
+    usual = [heat_cell(study.even[query][target]) for _, query, target in _LOOKS]
+    total = [Cell("even attention", head=True), *usual, *[number_cell("")] * len(_SCORES)]
     columns = ["head", *(title for title, _, _ in _LOOKS), "copies", "pushes down", "writes IO", "writes S", "before",
                "same", "after"]  # fmt: skip
     groups = [
@@ -103,8 +103,11 @@ def _numbers_table(rows: Sequence[HeadRow]) -> str:
         ("names", 4),
         ("random", 3),
     ]
-    told = "Means over prompts, per cent: attention from place to place, scores of names, attention on random tokens."
-    return Table(told, columns, cells, groups=groups).render()
+    told = (
+        "Means over prompts, per cent: attention from place to place, scores of names, attention on random tokens. Even "
+        "attention: all tokens get the same."
+    )
+    return Table(told, columns, cells, total, groups=groups).render()
 
 
 def protocols(study: IoiStudy) -> str:

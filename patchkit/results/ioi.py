@@ -49,12 +49,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+#: From -> to -> attention mass; sums to 1 over `to`.
+Attention = dict[str, dict[str, float]]
+
+
 class HeadBehaviour(_Frozen):
     """What one head does, in numbers: means over prompts, all between 0 and 1."""
 
-    attention: dict[str, dict[str, float]] = Field(
-        description="from (last, s2, s1+1, clause) -> to -> mean attention mass; sums to 1 over `to`"
-    )
+    attention: Attention = Field(description="means over prompts, from each of QUERIES to each of TARGETS")
     copying: float = Field(
         description="share of names that its W_V W_O puts among the top 5 tokens (Wang et al. 2022)"
     )
@@ -69,11 +71,12 @@ class HeadBehaviour(_Frozen):
 
 
 class Look(_Frozen):
-    """Where a head looks most: between named places, its own and those where nothing is known to be left out."""
+    """Where a head looks most beyond what even attention would: between named places, its own left out."""
 
     query: str = Field(description="one of last, s2, s1+1, clause (behind both names)")
     target: str = Field(description="one of the targets of attention, or names: both of them together")
     mass: float = Field(description="mean attention")
+    clear: bool = Field(description="whether it is enough, and far enough above even attention, to say so")
 
 
 class StageShare(_Frozen):
@@ -159,6 +162,7 @@ class IoiStudy(_Frozen):
     seeds: dict[str, int] = Field(description="what was drawn -> its seed")
     parameters: dict[str, str] = Field(description="label -> value: sizes and thresholds")
     accuracy: Accuracy
+    even: Attention = Field(description="what a head would do that looks at all tokens before it alike")
     paths: dict[str, PathResult] = Field(description="corruption -> stages from the logits backwards")
     groups: list[list[str]] = Field(
         description="heads by how they were found: group 1 acts on the logits, group 2 on the inputs of group 1, ..."

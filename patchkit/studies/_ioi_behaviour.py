@@ -22,7 +22,7 @@ from torch import Tensor
 
 from patchkit.data import Batch, Pair, positions
 from patchkit.model import PatchModel, Site
-from patchkit.results.ioi import QUERIES, TARGETS, HeadBehaviour
+from patchkit.results.ioi import QUERIES, TARGETS, Attention, HeadBehaviour
 from patchkit.runtime import MAX_BATCH_TOKENS
 from patchkit.studies._ioi_material import parts
 from patchkit.studies._ioi_repeats import RepeatScores
@@ -40,12 +40,14 @@ class Behaviours:
 
     Attributes:
         attention: mean attention mass from each of QUERIES to each of TARGETS; over targets it sums to 1.
+        even: the same of a head that looks at all tokens alike.
         copying, negative_copying: share of names.
         writes: share of prompts whose IO, and whose S, is in the top 5 of what it writes at END, above the other.
         repeats: on random tokens that come twice.
     """
 
     attention: Float[Tensor, "query target layer head"]
+    even: Float[Tensor, "query target"]
     copying: Float[Tensor, "layer head"]
     negative_copying: Float[Tensor, "layer head"]
     writes: Float[Tensor, "2 layer head"]
@@ -53,12 +55,8 @@ class Behaviours:
 
     def of(self, layer: int, head: int) -> HeadBehaviour:
         """The numbers of one head."""
-        attention = {
-            query: {target: float(self.attention[i, j, layer, head]) for j, target in enumerate(TARGETS)}
-            for i, query in enumerate(QUERIES)
-        }
         return HeadBehaviour(
-            attention=attention,
+            attention=named(self.attention[:, :, layer, head]),
             copying=float(self.copying[layer, head]),
             negative_copying=float(self.negative_copying[layer, head]),
             writes_io=float(self.writes[0, layer, head]),
@@ -67,6 +65,14 @@ class Behaviours:
             duplicate=float(self.repeats.duplicate[layer, head]),
             induction=float(self.repeats.induction[layer, head]),
         )
+
+
+def named(masses: Float[Tensor, "query target"]) -> Attention:
+    """Attention by the names of places."""
+    return {
+        query: dict(zip(TARGETS, row, strict=True))
+        for query, row in zip(QUERIES, masses.tolist(), strict=True)
+    }
 
 
 def measure_behaviour(
@@ -84,6 +90,7 @@ def measure_behaviour(
     names = len(_NAMES) * len(pairs)
     return Behaviours(
         attention=attention / len(pairs),
+        even=_even(pairs),
         copying=copied[0] / names,
         negative_copying=copied[1] / names,
         writes=written / len(pairs),
@@ -112,6 +119,18 @@ def token_targets(pair: Pair, asks: int) -> list[str]:
         start, end = pair.spans[target]
         found[start:end] = [target] * (end - start)
     return found
+
+
+def _even(pairs: Sequence[Pair]) -> Float[Tensor, "query target"]:
+    """What each place gets where all tokens up to the one that attends get the same."""
+    sums = torch.zeros(len(QUERIES), len(TARGETS))
+    for number, query in enumerate(QUERIES):
+        for pair in pairs:
+            asks = asking(pair, query)
+            for token in asks:
+                for target in token_targets(pair, token)[: token + 1]:
+                    sums[number, TARGETS.index(target)] += 1 / (len(asks) * (token + 1))
+    return sums / len(pairs)
 
 
 def _attention(

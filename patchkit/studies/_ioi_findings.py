@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from patchkit.results.evaluation import Evaluation
-from patchkit.results.ioi import Accuracy, HeadRow, ProtocolScore, Rule
+from patchkit.results.ioi import Accuracy, Attention, HeadRow, ProtocolScore, Rule
 from patchkit.results.paths import PathResult
 from patchkit.studies._ioi_heads import Thresholds
 from patchkit.studies._ioi_words import between, listed, percent, signed, together, two_digits
@@ -21,6 +21,7 @@ def findings(
     rules: Sequence[Rule],
     groups: Sequence[Sequence[str]],
     accuracy: Accuracy,
+    even: Attention,
     evaluation: Evaluation,
     protocols: Sequence[ProtocolScore],
     knocked_out: str,
@@ -29,7 +30,7 @@ def findings(
     """The sentences, from the task through heads and circuit to the knock-out."""
     said = [_task(accuracy), *_groups(groups)]
     said += _classes(rules, rows)
-    said += together(rows, thresholds)
+    said += together(rows, even, thresholds)
     said += [_circuit(rows, evaluation), *_protocols(protocols), *_tests(evaluation)]
     if evaluation.repair is not None:
         said.append(_knockout(evaluation, knocked_out, rows))

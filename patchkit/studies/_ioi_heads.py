@@ -7,10 +7,10 @@ where no head does, the nearest one and what it lacks can be told.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from patchkit.errors import InputError
-from patchkit.results.ioi import HeadBehaviour, Rule
+from patchkit.results.ioi import Attention, HeadBehaviour, Rule
 
 
 @dataclass(frozen=True)
@@ -19,29 +19,32 @@ class Thresholds:
 
     Attributes:
         attends: mean attention mass on the prompts.
+        lift: how many times the mass that even attention would give, besides.
         copies: share of names (or of prompts) that are among the top 5 tokens.
         repeats: mean attention on random tokens that come twice.
         effect: size of an effect, in units of clean - corrupt.
     """
 
     attends: float = 0.25
+    lift: float = 2.0
     copies: float = 0.5
     repeats: float = 0.25
     effect: float = 0.02
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 < value <= 1:
+        for name in ("attends", "copies", "repeats", "effect"):
+            if not 0 < getattr(self, name) <= 1:
                 raise InputError(
-                    f"IOI study: the threshold {field.name} must be above 0 and at most 1, found {value}"
+                    f"IOI study: the threshold {name} must be above 0 and at most 1, found {getattr(self, name)}"
                 )
+        if self.lift < 1:
+            raise InputError(f"IOI study: the threshold lift must be at least 1, found {self.lift}")
 
     @property
     def described(self) -> dict[str, str]:
         """Label and value, for a reader."""
         return {
-            "attends from": f"{self.attends:g} of the attention",
+            "attends from": f"{self.attends:g} of the attention, and {self.lift:g} times what even attention gives",
             "copies, or writes a name, from": f"{self.copies:g} of the names or prompts",
             "attends on random tokens from": f"{self.repeats:g} of the attention",
             "has an effect from": f"{self.effect:g} of (clean - corrupt)",
@@ -53,6 +56,7 @@ class Known:
     """What the rules look at, of one head.
 
     Attributes:
+        even: the attention of a head that looks at all tokens alike.
         inhibits: largest |share| of its effect along paths to the queries of a group with a name mover in it; None where
             no stage asked for that.
         takes_over: what its direct effect helps more, in units of clean - corrupt, when the movers are knocked out; None
@@ -60,6 +64,7 @@ class Known:
     """
 
     behaviour: HeadBehaviour
+    even: Attention
     inhibits: float | None = None
     takes_over: float | None = None
 
@@ -73,18 +78,25 @@ class Need:
 
     Attributes:
         threshold: its name.
+        even: what even attention would give, which must be passed by far; None for what is no attention.
         absent: why no head may have the number.
     """
 
     label: str
     threshold: str
     value: Callable[[Known], float | None]
+    even: Callable[[Known], float] | None = None
     absent: str = ""
 
+    def least(self, known: Known, thresholds: Thresholds) -> float:
+        """What the number must reach."""
+        least = getattr(thresholds, self.threshold)
+        return least if self.even is None else max(least, thresholds.lift * self.even(known))
+
     def closeness(self, known: Known, thresholds: Thresholds) -> float:
-        """value / threshold: met from 1 on; 0 for what was not measured."""
+        """value / least: met from 1 on; 0 for what was not measured."""
         value = self.value(known)
-        return 0.0 if value is None else value / getattr(thresholds, self.threshold)
+        return 0.0 if value is None else value / self.least(known, thresholds)
 
     def said(self, known: Known) -> str:
         value = self.value(known)
@@ -102,11 +114,9 @@ class HeadClass:
         """How near a head comes, by what it lacks most; met from 1 on."""
         return min(need.closeness(known, thresholds) for need in self.needs)
 
-    def criterion(self, thresholds: Thresholds) -> str:
-        """The rule in words."""
-        return ", ".join(
-            f"{need.label} at least {getattr(thresholds, need.threshold):g}" for need in self.needs
-        )
+    def criterion(self, known: Known, thresholds: Thresholds) -> str:
+        """The rule in words; what even attention gives is the same for every head."""
+        return ", ".join(f"{need.label} at least {need.least(known, thresholds):.2g}" for need in self.needs)
 
     def said(self, known: Known) -> str:
         """The numbers that the rule looks at."""
@@ -114,7 +124,12 @@ class HeadClass:
 
 
 def _attends(query: str, target: str, label: str) -> Need:
-    return Need(f"attention {label}", "attends", lambda known: known.attention(query, target))
+    return Need(
+        f"attention {label}",
+        "attends",
+        lambda known: known.attention(query, target),
+        lambda known: known.even[query][target],
+    )
 
 
 NAME_MOVER = HeadClass(
@@ -141,7 +156,7 @@ CLASSES = (
                 "effect through the queries of name movers",
                 "effect",
                 lambda known: known.inhibits,
-                "there are no name movers whose queries heads could act on",
+                absent="there are no name movers whose queries heads could act on",
             ),
         ),
     ),
@@ -173,7 +188,7 @@ CLASSES = (
                 "rise of its direct effect without the movers before it",
                 "effect",
                 lambda known: known.takes_over,
-                "no head comes after a mover that was knocked out",
+                absent="no head comes after a mover that was knocked out",
             ),
         ),
     ),
@@ -197,7 +212,7 @@ def rules(heads: Mapping[str, Known], thresholds: Thresholds) -> list[Rule]:
         found.append(
             Rule(
                 name=one.name,
-                criterion=one.criterion(thresholds),
+                criterion=one.criterion(next(iter(heads.values())), thresholds),
                 heads=members(one, heads, thresholds),
                 nearest=absent[0] if absent else said,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from patchkit.results.evaluation import Evaluation
-from patchkit.results.ioi import HeadBehaviour, HeadRow, StageShare
+from patchkit.results.ioi import Attention, HeadBehaviour, HeadRow, StageShare
 from patchkit.results.paths import PathResult
 from patchkit.studies._ioi_heads import Known, Thresholds, classes_of, evidence
 from patchkit.studies._ioi_words import looks, unnamed
@@ -13,6 +13,7 @@ from patchkit.studies._ioi_words import looks, unnamed
 
 def known_heads(
     behaviours: Mapping[str, HeadBehaviour],
+    even: Attention,
     paths: Mapping[str, PathResult],
     evaluation: Evaluation,
     name_movers: Sequence[str],
@@ -23,7 +24,7 @@ def known_heads(
     rises = takes_over(evaluation, knocked_out)
     first = min(map(_layer, knocked_out), default=0)
     behind = {head: rise for head, rise in rises.items() if head in behaviours and _layer(head) > first}
-    return {head: Known(one, inhibits.get(head), behind.get(head)) for head, one in behaviours.items()}
+    return {head: Known(one, even, inhibits.get(head), behind.get(head)) for head, one in behaviours.items()}
 
 
 def _layer(head: str) -> int:
@@ -67,7 +68,7 @@ def head_rows(
     rows = []
     for head, one in known.items():
         classes = classes_of(one, thresholds)
-        said = evidence(classes, one) if classes else unnamed(one.behaviour, thresholds)
+        said = evidence(classes, one) if classes else unnamed(one.behaviour, one.even, thresholds)
         rows.append(
             HeadRow(
                 head=head,
@@ -76,7 +77,7 @@ def head_rows(
                 in_circuit=head in chosen,
                 stages=_stages(head, paths),
                 behaviour=one.behaviour,
-                looks=looks(one.behaviour),
+                looks=looks(one.behaviour, one.even, thresholds),
                 takes_over=rises.get(head),
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from patchkit.results.ioi import HeadBehaviour, HeadRow, Look, StageShare
+from patchkit.results.ioi import Attention, HeadBehaviour, HeadRow, Look, StageShare
 from patchkit.studies._ioi_heads import Thresholds
 
 PLACES = {
@@ -22,32 +22,38 @@ PLACES = {
 _IDLE = ("elsewhere", "first token")
 
 
-def mass(behaviour: HeadBehaviour, query: str, target: str) -> float:
-    """Mean attention of a head from one place to another; `names` are both."""
-    row = behaviour.attention[query]
+def mass(attention: Attention, query: str, target: str) -> float:
+    """Mean attention from one place to another; `names` are both."""
+    row = attention[query]
     return row["io"] + row["s1"] if target == "names" else row[target]
 
 
-def looks(behaviour: HeadBehaviour) -> Look:
-    """The strongest attention of a head to a named place that is not its own.
+def looks(behaviour: HeadBehaviour, even: Attention, thresholds: Thresholds) -> Look:
+    """From where to where a head looks most beyond even attention, named places only and not its own.
 
-    Behind the names, where either of them may be IO, only both together count.
+    Behind the names, where either of them may be IO, only both together count; from S1+1, which is in their clause, the
+    rest of the clause does not.
     """
-    pairs = [("clause", "names")]
+    places = [("clause", "names")]
     for query, row in behaviour.attention.items():
+        own = (query, "rest of clause") if query == "s1+1" else (query,)
         if query != "clause":
-            pairs += [(query, target) for target in row if target not in (*_IDLE, query)]
-    query, target = max(pairs, key=lambda pair: mass(behaviour, *pair))
-    return Look(query=query, target=target, mass=mass(behaviour, query, target))
+            places += [(query, target) for target in row if target not in (*_IDLE, *own)]
+    query, target = max(places, key=lambda one: mass(behaviour.attention, *one) - mass(even, *one))
+    found, usual = mass(behaviour.attention, query, target), mass(even, query, target)
+    clear = found >= max(thresholds.attends, thresholds.lift * usual)
+    return Look(query=query, target=target, mass=found, clear=clear)
 
 
-def unnamed(behaviour: HeadBehaviour, thresholds: Thresholds) -> str:
+def unnamed(behaviour: HeadBehaviour, even: Attention, thresholds: Thresholds) -> str:
     """What a head does that no class is of."""
-    look = looks(behaviour)
+    look = looks(behaviour, even, thresholds)
     where = PLACES[look.query], PLACES[look.target]
     said = [f"looks from {where[0]} at {where[1]} ({look.mass:.2f})"]
-    if look.mass < thresholds.attends:
-        said = [f"spreads its attention (most from {where[0]} to {where[1]}, {look.mass:.2f})"]
+    if not look.clear:
+        usual = mass(even, look.query, look.target)
+        at = f"{look.mass:.2f}, where even attention is {usual:.2f}"
+        said = [f"spreads its attention (most from {where[0]} to {where[1]}, {at})"]
     for score, words, of in (
         (behaviour.writes_io, "writes IO at END", "prompts"),
         (behaviour.writes_s, "writes S at END", "prompts"),
@@ -59,7 +65,7 @@ def unnamed(behaviour: HeadBehaviour, thresholds: Thresholds) -> str:
     return "; ".join(said)
 
 
-def together(rows: Sequence[HeadRow], thresholds: Thresholds) -> list[str]:
+def together(rows: Sequence[HeadRow], even: Attention, thresholds: Thresholds) -> list[str]:
     """What the circuit's unnamed heads do, a sentence for those that do the same, from the logits backwards."""
     groups: dict[tuple[str, ...], list[HeadRow]] = {}
     for row in rows:
@@ -73,7 +79,7 @@ def together(rows: Sequence[HeadRow], thresholds: Thresholds) -> list[str]:
             -max(abs(strongest(row).share) for row in group),
         ),
     )
-    return [_sentence(group, thresholds) for group in ordered]
+    return [_sentence(group, even, thresholds) for group in ordered]
 
 
 def strongest(row: HeadRow) -> StageShare:
@@ -86,13 +92,13 @@ def _signature(row: HeadRow) -> tuple[str, str, str, str]:
     return row.looks.query, row.looks.target, most.stage, most.corruption
 
 
-def _sentence(rows: Sequence[HeadRow], thresholds: Thresholds) -> str:
+def _sentence(rows: Sequence[HeadRow], even: Attention, thresholds: Thresholds) -> str:
     query, target, stage, corruption = _signature(rows[0])
     shares = between([strongest(row).share for row in rows], signed)
     said = f"Heads without a class that act {stage}: {listed([row.head for row in rows])} ({shares}, {corruption})"
-    masses = [mass(row.behaviour, query, target) for row in rows]
-    faint = "" if max(masses) >= thresholds.attends else " at most"
-    said += f"; attention from {PLACES[query]} to {PLACES[target]}{faint} {between(masses, two_digits)}"
+    masses = [row.looks.mass for row in rows]
+    usual = f"even attention {mass(even, query, target):.2f}"
+    said += f"; attention from {PLACES[query]} to {PLACES[target]} {between(masses, two_digits)} ({usual})"
     io = [row.behaviour.writes_io for row in rows]
     if query == "last" and min(io) >= thresholds.copies:
         said += f"; IO is what they write at END in {between(io, percent)} of prompts"

@@ -21,10 +21,10 @@ from patchkit.methods.path_patching import patch_paths
 from patchkit.model import PatchModel
 from patchkit.results.circuit import Circuit
 from patchkit.results.evaluation import Evaluation
-from patchkit.results.ioi import Accuracy, HeadBehaviour, ProtocolScore
+from patchkit.results.ioi import Accuracy, Attention, HeadBehaviour, ProtocolScore
 from patchkit.results.paths import PathResult
 from patchkit.runtime import Progress
-from patchkit.studies._ioi_behaviour import measure_behaviour
+from patchkit.studies._ioi_behaviour import measure_behaviour, named
 from patchkit.studies._ioi_checkpoint import Checkpoint
 from patchkit.studies._ioi_material import measure_accuracy, study_pairs
 from patchkit.studies._ioi_options import IoiOptions
@@ -39,6 +39,7 @@ class Watched(BaseModel):
     """Whether the model does the task, and what each head does."""
 
     accuracy: Accuracy
+    even: Attention
     heads: dict[str, HeadBehaviour]
 
 
@@ -68,7 +69,9 @@ class Work:
         self.say("what heads do", 2, 2)
         heads = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
         return Watched(
-            accuracy=accuracy, heads={f"a{layer}.h{head}": found.of(layer, head) for layer, head in heads}
+            accuracy=accuracy,
+            even=named(found.even),
+            heads={f"a{layer}.h{head}": found.of(layer, head) for layer, head in heads},
         )
 
     def stage(

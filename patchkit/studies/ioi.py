@@ -73,14 +73,13 @@ def run_ioi(
         groups=options.groups,
     )
     chosen, groups = chosen_heads(paths.values()), groups_of(paths.values())
-    name_movers = members(
-        NAME_MOVER, {head: Known(one) for head, one in watched.heads.items()}, options.thresholds
-    )
+    alone = {head: Known(one, watched.even) for head, one in watched.heads.items()}
+    name_movers = members(NAME_MOVER, alone, options.thresholds)
     group, group_words = movers(paths.values(), name_movers)
     whole, traced = head_circuit(model.dims, chosen), traced_circuit(model.dims, list(paths.values()))
     evaluation = kept.part("evaluation", Evaluation, lambda: work.judge(whole, group))
     protocols = kept.part("protocols", Protocols, lambda: work.protocols(whole, traced)).scores
-    known = known_heads(watched.heads, paths, evaluation, name_movers, group)
+    known = known_heads(watched.heads, watched.even, paths, evaluation, name_movers, group)
     rows = head_rows(known, paths, chosen, takes_over(evaluation, group), options.thresholds)
     ruled = rules(known, options.thresholds)
     asked = {row.head: row.looks.query for row in rows if row.in_circuit}
@@ -94,6 +93,7 @@ def run_ioi(
         seeds={"pairs for paths and heads": options.seed, "pairs for the circuit": options.seed + 1},
         parameters=options.described,
         accuracy=watched.accuracy,
+        even=watched.even,
         paths=paths,
         groups=groups,
         heads=rows,
@@ -106,7 +106,15 @@ def run_ioi(
         knocked_out=group_words,
         comparison=compare(model, ruled, evaluation, protocols),
         findings=findings(
-            rows, ruled, groups, watched.accuracy, evaluation, protocols, group_words, options.thresholds
+            rows,
+            ruled,
+            groups,
+            watched.accuracy,
+            watched.even,
+            evaluation,
+            protocols,
+            group_words,
+            options.thresholds,
         ),
         notes=notes(evaluation, paths),
         command=command,

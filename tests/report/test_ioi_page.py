@@ -80,7 +80,7 @@ def row(head: str, classes: list[str], **changed: Any) -> HeadRow:
         "in_circuit": head in SHARES,
         "stages": stages,
         "behaviour": behaviour(),
-        "looks": Look(query="last", target="s2", mass=0.5),
+        "looks": Look(query="last", target="s2", mass=0.5, clear=True),
         "takes_over": None,
     }
     return HeadRow(**(fields | changed))
@@ -155,13 +155,14 @@ def study(**changed: Any) -> IoiStudy:
         "seeds": {"pairs": 7},
         "parameters": {"attends from": "0.25"},
         "accuracy": Accuracy(prefers_io=1.0, says_io=0.5),
+        "even": behaviour().attention,
         "paths": {"abc": path},
         "groups": [["a1.h0", "a1.h1"], ["a0.h1"]],
         "heads": [
             row("a0.h0", ["induction"]),
             row("a0.h1", [], takes_over=0.125),
             row("a1.h0", ["name mover", "negative name mover"], behaviour=behaviour(copying=1.0)),
-            row("a1.h1", [], looks=Look(query="clause", target="names", mass=0.5)),
+            row("a1.h1", [], looks=Look(query="clause", target="names", mass=0.5, clear=False)),
         ],
         "rules": [
             Rule(name="name mover", criterion="attention END → IO at least 0.25", heads=["a1.h0"]),
@@ -240,7 +241,7 @@ def test_tables_hold_the_numbers() -> None:
         ["backup", "rise", "none", "nearest a0.h1: rise 0.01"],
     ]
     numbers = table(page, "heads", 1)
-    assert numbers[1][0] == "head" and len(numbers) == 6
+    assert numbers[1][0] == "head" and len(numbers) == 7 and numbers[-1][:2] == ["even attention", "11.1"]
     assert numbers[4][0] == "a1.h0" and numbers[4][10] == "100.0"
     (protocol,) = table(page, "protocols")[1:]
     assert protocol == [
@@ -262,10 +263,10 @@ def test_the_staged_picture_shows_who_acts_on_whom() -> None:
     }
     svg = to_svg(stages_figure(made), "alt", "a")
     for words in ("group 1", "group 2", "acts on the logits", "acts on group 1", "queries", "values", "name mover",
-                  "clause → names", "END → S2", "−40\u00a0%", "+10\u00a0%", "works against"):  # fmt: skip
+                  "(clause → names)", "END → S2", "−40\u00a0%", "+10\u00a0%", "works against"):  # fmt: skip
         assert words in svg, words
     assert "keys" not in svg
-    assert [spoken(one) for one in made.heads] == ["induction", "END → S2", "name mover", "clause → names"]
+    assert [spoken(one) for one in made.heads] == ["induction", "END → S2", "name mover", "(clause → names)"]
 
 
 def test_a_column_of_many_heads_says_how_many_are_left_out() -> None:

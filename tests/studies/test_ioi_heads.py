@@ -13,7 +13,7 @@ from patchkit.data import Pair
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
 from patchkit.results.ioi import QUERIES, TARGETS, HeadBehaviour
-from patchkit.studies._ioi_behaviour import Behaviours, asking, measure_behaviour, token_targets
+from patchkit.studies._ioi_behaviour import Behaviours, asking, measure_behaviour, named, token_targets
 from patchkit.studies._ioi_heads import (
     CLASSES,
     Known,
@@ -25,6 +25,7 @@ from patchkit.studies._ioi_heads import (
     rules,
 )
 from patchkit.studies._ioi_repeats import repeat_scores
+from patchkit.studies._ioi_words import looks, unnamed
 from tests.studies import ioi_handmade
 
 
@@ -51,8 +52,9 @@ def found(handmade: PatchModel) -> Behaviours:
 
 def known(behaviours: Behaviours, layers: int, heads: int, **more: dict[str, float]) -> dict[str, Known]:
     """All heads; `more` gives what path patching and knock-outs would have found."""
+    even = named(behaviours.even)
     return {
-        name: Known(behaviours.of(layer, head), **{key: value.get(name) for key, value in more.items()})
+        name: Known(behaviours.of(layer, head), even, **{key: value.get(name) for key, value in more.items()})
         for layer in range(layers)
         for head in range(heads)
         for name in [f"a{layer}.h{head}"]
@@ -62,8 +64,8 @@ def known(behaviours: Behaviours, layers: int, heads: int, **more: dict[str, flo
 def test_heads_written_by_hand_are_called_what_they_are(found: Behaviours) -> None:
     heads = known(found, 3, 4, inhibits={"a1.h1": 0.9}, takes_over={})
     thresholds = Thresholds()
-    named = {one.name: members(one, heads, thresholds) for one in CLASSES}
-    assert named == ioi_handmade.TRUE
+    called = {one.name: members(one, heads, thresholds) for one in CLASSES}
+    assert called == ioi_handmade.TRUE
     assert [one.name for one in classes_of(heads["a2.h0"], thresholds)] == ["name mover"]
     assert evidence(classes_of(heads["a2.h0"], thresholds), heads["a2.h0"]) == (
         "attention END → IO 0.94, copying score 1.00"
@@ -138,6 +140,32 @@ def test_every_token_has_one_place() -> None:
     assert [asking(pair, query) for query in QUERIES] == [[8], [6], [4], [4, 5]]
 
 
+def test_even_attention_is_that_of_a_head_without_weights(found: Behaviours) -> None:
+    for layer, head in ((0, 2), (1, 3), (2, 2)):
+        torch.testing.assert_close(found.attention[:, :, layer, head], found.even, atol=1e-5, rtol=0)
+
+
+def test_attention_to_much_of_the_prompt_is_no_look(found: Behaviours) -> None:
+    """A head without weights gives the rest of the clause 0.25 and more, because it is so long."""
+    even = named(found.even)
+    assert even["s2"]["rest of clause"] > 0.25 or even["last"]["rest of clause"] > 0.2
+    silent = found.of(1, 3)
+    assert not looks(silent, even, Thresholds()).clear
+    assert unnamed(silent, even, Thresholds()).startswith("spreads its attention (most from ")
+    mover = found.of(2, 0)
+    look = looks(mover, even, Thresholds())
+    assert (look.query, look.target, round(look.mass, 1), look.clear) == ("last", "io", 0.9, True)
+    assert unnamed(mover, even, Thresholds()) == (
+        f"looks from END at IO ({look.mass:.2f}); writes IO at END (100\u00a0% of prompts); would copy a name "
+        "(100\u00a0% of names)"
+    )
+    # What is not far above even attention is no class either: long prompts ask for less of it than short ones.
+    known_silent = Known(silent, even)
+    previous = next(one for one in CLASSES if one.name == "previous token")
+    least = previous.needs[0].least(known_silent, Thresholds())
+    assert least == pytest.approx(2 * even["s1+1"]["s1"]) and least > 0.25
+
+
 def test_a_head_that_writes_nothing_copies_nothing(found: Behaviours) -> None:
     silent = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 2), (2, 3)]
     for layer, head in silent:
@@ -204,10 +232,10 @@ def test_the_heads_of_a_trained_induction_are_found(induction: PatchModel) -> No
     scores = repeat_scores(induction, 64, 20, seed=0)
     behaviours = measure_behaviour(induction, induction_prompts(48), scores)
     heads = known(behaviours, 2, 4)
-    named = {one.name: members(one, heads, Thresholds()) for one in CLASSES}
-    assert named["induction"] == ["a1.h0", "a1.h1", "a1.h2", "a1.h3"]
-    assert named["previous token"] == ["a0.h1"]
-    assert not any(named[name] for name in named if name not in ("induction", "previous token"))
+    called = {one.name: members(one, heads, Thresholds()) for one in CLASSES}
+    assert called["induction"] == ["a1.h0", "a1.h1", "a1.h2", "a1.h3"]
+    assert called["previous token"] == ["a0.h1"]
+    assert not any(called[name] for name in called if name not in ("induction", "previous token"))
 
 
 def test_repeats_that_cannot_be_made_are_refused(induction: PatchModel) -> None:
@@ -215,6 +243,8 @@ def test_repeats_that_cannot_be_made_are_refused(induction: PatchModel) -> None:
         repeat_scores(induction, 2, 49, 0)
     with pytest.raises(InputError, match="at least 1 sequence of at least 4 tokens, found 2 of 3"):
         repeat_scores(induction, 2, 3, 0)
+    with pytest.raises(InputError, match="threshold lift must be at least 1, found 0.5"):
+        Thresholds(lift=0.5)
     with pytest.raises(InputError, match="threshold attends must be above 0 and at most 1, found 0.0"):
         Thresholds(attends=0.0)
 
