@@ -52,11 +52,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from patchkit import load
 from patchkit.data import Pair
-from patchkit.methods._edge_options import EdgeOptions
+from patchkit.methods import EdgeOptions, attribute_edges, patch_edges, run_circuits
 from patchkit.methods.activation_patching import CPU_FORWARD
-from patchkit.methods.circuits import run_circuits
-from patchkit.methods.edge_attribution import attribute_edges
-from patchkit.methods.edge_patching import patch_edges
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.circuit import Circuit, top_n
 

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from patchkit.data import Pair
-from patchkit.methods._edge_options import EdgeOptions
-from patchkit.methods.circuits import run_circuits
-from patchkit.methods.edge_attribution import attribute_edges
-from patchkit.methods.edge_patching import patch_edges
+from patchkit.methods import EdgeOptions, attribute_edges, patch_edges, run_circuits
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.circuit import SELECTIONS, Circuit
 from patchkit.zoo.load import load

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from patchkit.methods import edge_attribution
-from patchkit.methods._edge_options import EdgeOptions
+from patchkit.methods import EdgeOptions, edge_attribution
 from patchkit.methods._edge_receivers import _Reader
 from patchkit.methods._edge_replacement import edge_replacement
 from patchkit.methods._pair_batch import PairBatch
