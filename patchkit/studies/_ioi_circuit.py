@@ -1,4 +1,4 @@
-"""The circuit that the traced heads make, and whether it holds.
+"""The circuit that the traced heads make, with all edges among its nodes or with those alone that were traced.
 
 Nodes: the heads that a stage kept, every MLP, and the input; all edges among them (Wang et al. 2022 count all MLPs in
 too, and put no bound on which of the nodes read which). It is run by node patching: what is outside carries the value of
