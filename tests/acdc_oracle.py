@@ -185,6 +185,13 @@ def acdc_by_hand(
     return found
 
 
+@functools.cache
+def _expected(name: str, options: EdgeOptions, tau: float, order: str, absolute: bool, score: Score) -> Found:
+    model, twin = tiny(name)
+    graph = EdgeGraph.of(model.dims)
+    return acdc_by_hand(twin, graph, PAIRS, options, tau, order=order, absolute=absolute, score=score)
+
+
 def check_acdc(
     name: str,
     tau: float,
@@ -195,9 +202,8 @@ def check_acdc(
     **asked: Any,
 ) -> tuple[EdgeScores, Found]:
     """ACDC on a tiny model keeps the same edges, and measures the same effects, as edge by edge with the oracle."""
-    model, twin = tiny(name)
-    graph, options = EdgeGraph.of(model.dims), EdgeOptions(**asked)
-    expected = acdc_by_hand(twin, graph, PAIRS, options, tau, order=order, absolute=absolute, score=score)
+    model, options = tiny(name)[0], EdgeOptions(**asked)
+    expected = _expected(name, options, tau, order, absolute, score)
     # A decision at the edge of rounding would say nothing.
     assert expected.closest > 1e-5, f"a damage comes within {expected.closest:.1g} of tau"
     assert expected.kept and expected.effects.keys() - expected.kept, "all edges are kept, or all are cut"

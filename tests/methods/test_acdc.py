@@ -129,7 +129,7 @@ def decided(found: Any) -> tuple[set[str], torch.Tensor]:
 
 def test_groups_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny("llama-gqa")
-    pairs = [LONG, SHORT, MIDDLE]
+    pairs = [SHORT, MIDDLE]
     options = EdgeOptions(metric="kl")
     sizes: list[int] = []
     right = Trials.metrics
