@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +18,16 @@ from patchkit.cli.progress import progress_bar
 from patchkit.cli.runs import command_arguments
 
 if TYPE_CHECKING:
+    from patchkit.model import PatchModel
     from patchkit.results.circuit_study import CircuitStudy
     from patchkit.results.recall import RecallStudy
     from patchkit.results.scrubbing import Scrubbing
+    from patchkit.runtime import Progress
+
+    #: What prints a study's findings, and the manifest's last fields.
+    Ending = tuple[Callable[[], None], dict[str, Any]]
+    #: A study of one model: the model, where its files go, the seed, the command that does it again, the progress.
+    Work = Callable[[PatchModel, Path, int, str, Progress], Ending]
 
 STUDIES = ("variable-binding", "attribution-recall", "circuits", "ioi", "scrubbing")
 
@@ -58,18 +66,16 @@ def study(
         case "attribution-recall":
             _recall(ctx, model, out, seed, resume, quiet)
         case "circuits":
-            _circuits(ctx, model or "varbind-llama", out, seed, resume, quiet)
+            _of_one_model(_circuits, ctx, model or "varbind-llama", out, seed, resume, quiet)
         case "ioi":
-            _ioi(ctx, model or "ioi-gpt2", out, seed, resume, quiet)
+            _of_one_model(_ioi, ctx, model or "ioi-gpt2", out, seed, resume, quiet)
         case "scrubbing":
-            _scrubbing(ctx, model or "varbind-llama", out, seed, resume, quiet)
+            _of_one_model(_scrubbing, ctx, model or "varbind-llama", out, seed, resume, quiet)
 
 
 def _study(
     ctx: typer.Context, command: str, model: str, out: Path, seed: int, resume: bool, quiet: bool
 ) -> None:
-    from patchkit import zoo
-    from patchkit.cli.cards import summary
     from patchkit.results.manifest import open_run_dir
     from patchkit.studies import StudyOptions, run_study
 
@@ -81,7 +87,7 @@ def _study(
             return
         loaded = open_model(model)
         begin_mask(run, loaded, options.mask, seed)
-        card = summary(zoo.card(model)) if model in zoo.names() else {}
+        card = _embedded_card(loaded)
         with progress_bar(quiet) as progress:
             result, _ = run_study(
                 loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
@@ -142,9 +148,11 @@ def _show_recall(result: RecallStudy) -> None:
         give(finding)
 
 
-def _circuits(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
-    from patchkit.results.manifest import PairCounts, open_run_dir
-    from patchkit.studies.circuits import CircuitStudyOptions, run_circuit_study
+def _of_one_model(
+    work: Work, ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool
+) -> None:
+    """The frame of a study of one model: its directory, its manifest, its progress, its end."""
+    from patchkit.results.manifest import open_run_dir
 
     with open_run_dir(out, "study", options_of(ctx), resume) as run:
         if run.done:
@@ -153,22 +161,21 @@ def _circuits(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool
         loaded = open_model(model)
         begin(run, [loaded], seed)
         with progress_bar(quiet) as progress:
-            found = run_circuit_study(
-                loaded,
-                run.path,
-                CircuitStudyOptions(seed=seed),
-                command=_command_line(ctx),
-                progress=progress,
-            )
-        end(
-            run,
-            quiet,
-            lambda: _show_circuits(found),
-            metric=found.convention.metric,
-            direction=found.convention.direction,
-            ablation=found.convention.ablation,
-            pairs=PairCounts(total=found.pairs, used=found.pairs),
-        )
+            show, fields = work(loaded, run.path, seed, _command_line(ctx), progress)
+        end(run, quiet, show, **fields)
+
+
+def _circuits(model: PatchModel, out: Path, seed: int, command: str, progress: Progress) -> Ending:
+    from patchkit.results.manifest import PairCounts
+    from patchkit.studies.circuits import CircuitStudyOptions, run_circuit_study
+
+    found = run_circuit_study(model, out, CircuitStudyOptions(seed=seed), command=command, progress=progress)
+    return lambda: _show_circuits(found), {
+        "metric": found.convention.metric,
+        "direction": found.convention.direction,
+        "ablation": found.convention.ablation,
+        "pairs": PairCounts(total=found.pairs, used=found.pairs),
+    }
 
 
 def _show_circuits(found: CircuitStudy) -> None:
@@ -195,45 +202,25 @@ def _show_circuits(found: CircuitStudy) -> None:
         give(finding)
 
 
-def _ioi(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
-    from patchkit import zoo
-    from patchkit.cli.cards import summary
-    from patchkit.results.manifest import open_run_dir
+def _ioi(model: PatchModel, out: Path, seed: int, command: str, progress: Progress) -> Ending:
     from patchkit.studies.ioi import IoiOptions, run_ioi
 
-    with open_run_dir(out, "study", options_of(ctx), resume) as run:
-        if run.done:
-            finished(run, quiet)
-            return
-        loaded = open_model(model)
-        begin(run, [loaded], seed)
-        with progress_bar(quiet) as progress:
-            found = run_ioi(
-                loaded,
-                run.path,
-                IoiOptions(seed=seed),
-                command=_command_line(ctx),
-                model_card=summary(zoo.card(model)) if model in zoo.names() else {},
-                progress=progress,
-            )
-        end(run, quiet, lambda: give("\n".join(found.findings)))
+    found = run_ioi(
+        model,
+        out,
+        IoiOptions(seed=seed),
+        command=command,
+        model_card=_embedded_card(model),
+        progress=progress,
+    )
+    return lambda: give("\n".join(found.findings)), {}
 
 
-def _scrubbing(ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool) -> None:
-    from patchkit.results.manifest import open_run_dir
+def _scrubbing(model: PatchModel, out: Path, seed: int, command: str, progress: Progress) -> Ending:
     from patchkit.studies.binding_hypotheses import BindingOptions, run_scrubbing
 
-    with open_run_dir(out, "study", options_of(ctx), resume) as run:
-        if run.done:
-            finished(run, quiet)
-            return
-        loaded = open_model(model)
-        begin(run, [loaded], seed)
-        with progress_bar(quiet) as progress:
-            found = run_scrubbing(
-                loaded, run.path, BindingOptions(seed=seed), command=_command_line(ctx), progress=progress
-            )
-        end(run, quiet, lambda: _show_scrubbing(found))
+    found = run_scrubbing(model, out, BindingOptions(seed=seed), command=command, progress=progress)
+    return lambda: _show_scrubbing(found), {}
 
 
 def _show_scrubbing(found: Scrubbing) -> None:
@@ -249,6 +236,14 @@ def _show_scrubbing(found: Scrubbing) -> None:
     results().print(table)
     for finding in found.findings:
         give(finding)
+
+
+def _embedded_card(model: PatchModel) -> dict[str, str]:
+    """What is known of an embedded model, for its report; nothing of any other."""
+    from patchkit import zoo
+    from patchkit.cli.cards import summary
+
+    return summary(zoo.card(model.name)) if model.name in zoo.names() else {}
 
 
 def _command_line(ctx: typer.Context) -> str:

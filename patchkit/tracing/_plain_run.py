@@ -14,7 +14,7 @@ from patchkit.data.batch import Batch
 from patchkit.model import EdgeGraph, PatchModel, Site
 from patchkit.model.access import read_site
 from patchkit.tracing._inputs import forward_inputs
-from patchkit.tracing.senders import position_embedding
+from patchkit.tracing.senders import token_embeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +102,7 @@ def run_plain(
     inputs = forward_inputs(model, batch)
     with torch.no_grad():
         with model.lm.trace(**inputs):
-            placed = position_embedding(model)
-            stream = model.block(0).input
-            given = stream.clone() if placed is None else stream - placed
+            given = token_embeddings(model)
             found = {site: read_site(model, site) for site in sorted({*sites.values(), last})}
             kept = nnsight.save((given, found, model.lm.output.logits[:, -1]))
     given, found, logits = kept

@@ -21,7 +21,7 @@ from patchkit.model.access import read_site, write_site
 from patchkit.model.edges import EdgeGraph
 from patchkit.tracing._inputs import forward_inputs
 from patchkit.tracing._swap import Swap
-from patchkit.tracing.senders import Senders, contributions, heads_sum, position_embedding
+from patchkit.tracing.senders import Senders, contributions, heads_sum, token_embeddings
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,7 @@ def run_to_end(
     inputs = forward_inputs(model, batch)
     with torch.no_grad():
         with model.lm.trace(**inputs):
-            placed = position_embedding(model)
-            stream = model.block(0).input
-            given = stream.clone() if placed is None else stream - placed
+            given = token_embeddings(model)
             held: dict[str, list[Tensor]] = {"z": [], "mlp_out": []}
             for layer in layers:
                 for kind, kept in held.items():

@@ -53,9 +53,7 @@ def capture_senders(model: PatchModel, batch: Batch) -> tuple[Senders, Float[Ten
     inputs = forward_inputs(model, batch)
     with torch.no_grad():
         with model.lm.trace(**inputs):
-            placed = position_embedding(model)
-            stream = model.block(0).input
-            given = stream.clone() if placed is None else stream - placed
+            given = token_embeddings(model)
             heads, mlps = [], []
             for layer in layers:
                 heads.append(read_site(model, Site("z", layer)))
@@ -69,6 +67,16 @@ def position_embedding(model: PatchModel) -> Tensor | None:
     """What is added to the stream beside the token embedding, or None; call it inside a trace, before the first block."""
     path = model.arch.position_embed
     return None if path is None else attrgetter(path)(model.lm).output
+
+
+def token_embeddings(model: PatchModel) -> Float[Tensor, "batch position d_model"]:
+    """What the input writes: the stream that the first block reads, without the embedding of positions.
+
+    A copy, which nothing behind it changes; call it inside a trace, before anything of the first block is read.
+    """
+    placed = position_embedding(model)
+    stream = model.block(0).input
+    return stream.clone() if placed is None else stream - placed
 
 
 def head_outputs(
