@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from patchkit.model import Dims
+from patchkit.runtime.batch_memory import pass_bytes
 from patchkit.runtime.program import Cost
 from patchkit.runtime.scheduler import length_buckets
 
@@ -85,15 +86,3 @@ def make_plan(
         beyond=max(each.bytes for each in costs),
         disk=disk,
     )
-
-
-def pass_bytes(dims: Dims, tokens: int, itemsize: int, *, backward: bool) -> int:
-    """Bytes of a forward over so many tokens: of every layer if a backward follows, else of one layer.
-
-    Of a layer are kept what both norms read and give, projections before and after rotary, heads, what attention and MLP
-    add, and of the MLP gate, up, their activation and product; not the attention's probabilities, which a fused attention
-    does not keep.
-    """
-    heads = (dims.n_heads + 2 * dims.n_kv_heads) * dims.d_head
-    layer = 6 * dims.d_model + 2 * heads + 5 * max(dims.d_mlp, dims.d_model)
-    return tokens * layer * itemsize * (dims.n_layers if backward else 1)
