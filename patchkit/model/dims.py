@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -29,6 +30,9 @@ class Dims:
     vocab_size: int
     parallel: bool
     family: str = ""
+    gated: bool = dataclasses.field(default=True, compare=False)
+    eager: bool = dataclasses.field(default=False, compare=False)
+    itemsize: int = dataclasses.field(default=4, compare=False)
 
     @property
     def group(self) -> int:
@@ -125,7 +129,17 @@ def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
         vocab_size=int(config.vocab_size),
         parallel=arch.is_parallel(config),
         family=arch.family,
+        gated=_is_gated(blocks[0], arch),
+        eager=getattr(config, "_attn_implementation", None) == "eager",
+        itemsize=next(module.parameters()).element_size(),
     )
+
+
+def _is_gated(block: nn.Module, arch: Architecture) -> bool:
+    """Whether the MLP has a third projection beside those in and out, or one for both."""
+    mlp = find_module(block, arch.mlp)
+    assert mlp is not None
+    return any("gate" in name for name, _ in mlp.named_modules())
 
 
 def _width_at(block: nn.Module, field: str, arch: Architecture) -> int:

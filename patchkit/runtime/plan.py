@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from patchkit.model import Dims
-from patchkit.runtime.batch_memory import pass_bytes
+from patchkit.runtime.batch_memory import Shape, pass_bytes
 from patchkit.runtime.program import Cost
 from patchkit.runtime.scheduler import length_buckets
 
@@ -82,7 +82,7 @@ def make_plan(
         forwards=forwards,
         flops=2.0 * parameters * forwards,
         weights=(parameters + dims.vocab_size * dims.d_model) * itemsize,
-        passes=pass_bytes(dims, widest, itemsize, backward=backward),
+        passes=pass_bytes(dims, Shape(1, widest, widest, False), backward=backward),
         beyond=max(each.bytes for each in costs),
         disk=disk,
     )

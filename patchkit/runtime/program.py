@@ -7,7 +7,7 @@ method. A Program knows nothing of batching or machines; the scheduler knows not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from patchkit.model import Dims, PatchModel
 
+#: Called with (what is being done, done, total).
+Progress = Callable[[str, int, int], None]
 Item_contra = TypeVar("Item_contra", contravariant=True)
 
 
@@ -24,15 +26,20 @@ class Cost:
 
     Attributes:
         forwards: token-forwards: one token through the whole model once is 1, a backward of activations counts 1 more.
-        bytes: what is kept beyond the weights and one forward, at the most.
+        bytes: what is kept beyond the weights and the largest pass, at the most.
+        passes: bytes of that pass, where it is not simply one over the whole batch; see `batch_memory.py`.
     """
 
     forwards: float = 0.0
     bytes: int = 0
+    passes: int | None = None
 
     def __add__(self, other: Cost) -> Cost:
         """One after the other: work adds up, memory is the larger of the two."""
-        return Cost(self.forwards + other.forwards, max(self.bytes, other.bytes))
+        given = [each.passes for each in (self, other) if each.passes is not None]
+        return Cost(
+            self.forwards + other.forwards, max(self.bytes, other.bytes), max(given) if given else None
+        )
 
 
 @runtime_checkable
@@ -53,6 +60,14 @@ class Program(Protocol[Item_contra]):
     def cost(self, dims: Dims, items: Sequence[Item_contra]) -> Cost:
         """What `run` on these items takes, without running it."""
         ...
+
+
+@runtime_checkable
+class Differentiating(Protocol):
+    """A Program that says whether it takes gradients, so that a forward's activations are kept; others take none."""
+
+    @property
+    def backward(self) -> bool: ...
 
 
 @runtime_checkable
