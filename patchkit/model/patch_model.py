@@ -21,6 +21,9 @@ from patchkit.model.architectures import Architecture
 from patchkit.model.dims import Dims
 from patchkit.model.norms import Norm, norm_of
 
+#: Elements of each weight that `content_key` reads.
+_SAMPLED = 64
+
 
 class Projection(NamedTuple):
     """One of the three maps of an attention, per head: x @ weight[h] + bias[h]. Views of the model's weights."""
@@ -40,6 +43,8 @@ class PatchModel:
         dims: its sizes.
         tokenizer: None for a model that came without one (prompts are then token ids).
         lazy: whether the weights are still on the meta device (plans only).
+        opening: arguments with which `patchkit.load` opens the same model in another process; None for a module that was
+            made here.
     """
 
     def __init__(
@@ -64,6 +69,8 @@ class PatchModel:
         self.lazy = lazy
         self._borrowed = borrowed
         self._forwards = forwards or {}
+        self._content_key: str | None = None
+        self.opening: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         d = self.dims
@@ -198,6 +205,23 @@ class PatchModel:
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         return digest.hexdigest()[:32]
 
+    def content_key(self) -> str:
+        """A digest of the metadata and of a sample of every weight's values: another training stage of the same
+        architecture has another one.
+
+        It is the same wherever the model lies, whatever it is called and however it is spread over devices.
+        """
+        # A module that the user brought may be trained on between two calls.
+        if self._content_key is None or self._borrowed:
+            digest = hashlib.sha256(self.fingerprint().encode())
+            for name, module in sorted(self.hf.named_modules()):
+                own = {*module._parameters, *module._buffers} - module._non_persistent_buffers_set
+                for own_name in sorted(own):
+                    if getattr(module, own_name) is not None:
+                        digest.update(f"{name}.{own_name} ".encode() + _sample(_present(module, own_name)))
+            self._content_key = digest.hexdigest()[:32]
+        return self._content_key
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Parameters need no gradient inside; a borrowed module gets its own settings back afterwards."""
@@ -268,6 +292,17 @@ def _present(module: nn.Module, name: str) -> Tensor:
             if getattr(hook, "weights_map", None) is not None:
                 return hook.weights_map[name]
     return value
+
+
+def _sample(value: Tensor) -> bytes:
+    """A few evenly spaced elements; those of a weight that lies nowhere are marked as not read."""
+    if value.is_meta:
+        return b"not read"
+    flat = value.detach().reshape(-1)
+    # From the middles of equal parts, so that it is not always a border, which may be the same in every model.
+    places = torch.arange(_SAMPLED).mul_(2).add_(1).mul_(len(flat)).div_(2 * _SAMPLED, rounding_mode="floor")
+    taken = flat[places.unique().to(flat.device)] if len(flat) else flat
+    return taken.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -1,0 +1,209 @@
+"""One shard of a journal as a parquet file: a row for each tensor of each item, and for each sum.
+
+Columns: `batch` (number in the shard), `key` (of the item; empty for a sum), `name`, `dtype` and `shape` of the tensor,
+and its `data`. An item without a tensor of its own has a row with an empty name, so that it is known to be done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+_SCHEMA = pa.schema(
+    {
+        "batch": pa.int32(),
+        "key": pa.string(),
+        "name": pa.string(),
+        "dtype": pa.string(),
+        "shape": pa.list_(pa.int64()),
+        "data": pa.large_binary(),
+    },
+    metadata={"patchkit": "journal 1"},
+)
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+# Values go to disk by so many rows, and a page cannot hold 2 GiB.
+_ROWS_AT_ONCE = 16
+
+
+class Damaged(ValueError):
+    """What is wrong with a shard."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Finished items.
+
+    Attributes:
+        keys: of the items.
+        tensors: per item: the first axis is the keys.
+        sums: over all the items.
+    """
+
+    keys: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in (*self.tensors.values(), *self.sums.values()))
+
+    def item(self, place: int) -> dict[str, Tensor]:
+        """The tensors of one item, without the axis of items."""
+        return {name: value[place] for name, value in self.tensors.items()}
+
+
+def pack(batches: Sequence[Batch]) -> bytes:
+    """The file that holds these batches.
+
+    Raises:
+        TypeError: a tensor of a dtype that is not kept.
+    """
+    parts: list[pa.RecordBatch] = []
+    for number, batch in enumerate(batches):
+        rows = [(batch.keys, name, value) for name, value in batch.tensors.items()]
+        if not rows:
+            rows.append((batch.keys, "", torch.empty(len(batch), 0, dtype=torch.uint8)))
+        rows += [(("",), name, value[None]) for name, value in batch.sums.items()]
+        parts += [_rows(number, keys, name, value) for keys, name, value in rows]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_batches(parts, _SCHEMA),
+        sink,
+        # Numbers hardly become smaller.
+        compression={name: "none" if name == "data" else "zstd" for name in _SCHEMA.names},  # pyright: ignore[reportArgumentType]
+        use_dictionary=[name for name in _SCHEMA.names if name not in ("data", "shape")],  # pyright: ignore[reportArgumentType]
+        write_statistics=False,
+        write_page_checksum=True,
+        write_batch_size=_ROWS_AT_ONCE,
+    )
+    return sink.getvalue().to_pybytes()
+
+
+def _rows(number: int, keys: tuple[str, ...], name: str, value: Tensor) -> pa.RecordBatch:
+    if str(value.dtype) not in _DTYPES:
+        raise TypeError(f"{name}: the journal keeps no tensors of {value.dtype}")
+    rows = len(keys)
+    flat = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+    ends = np.arange(rows + 1, dtype=np.int64) * (flat.nbytes // max(1, rows))
+    data = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), rows, [None, pa.py_buffer(ends), pa.py_buffer(flat)]
+    )
+    columns = [[number] * rows, keys, [name] * rows, [str(value.dtype)] * rows, [value.shape[1:]] * rows]
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _SCHEMA, strict=False)]
+    return pa.record_batch([*arrays, data], schema=_SCHEMA)
+
+
+def read_keys(path: Path) -> set[str]:
+    """The keys of a shard, without its tensors.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    with _opened(path) as file:
+        return set(_read(file, ["key"])["key"].to_pylist()) - {""}
+
+
+def unpack(data: bytes) -> list[Batch]:
+    """The batches of a file.
+
+    Raises:
+        Damaged: anything about it is not as `pack` writes it.
+    """
+    with _opened(pa.BufferReader(data)) as file:
+        table = _read(file, _SCHEMA.names)
+    columns: dict[str, list[Any]] = {
+        name: table[name].to_pylist() for name in _SCHEMA.names if name != "data"
+    }
+    found: dict[int, _Parts] = {}
+    values = (value for chunk in table["data"].chunks for value in chunk)
+    for number, key, name, dtype, shape, value in zip(*columns.values(), values, strict=True):
+        if None in (number, key, name, dtype, shape) or not value.is_valid or not (key or name):
+            raise Damaged("a row lacks a value")
+        parts = found.setdefault(number, _Parts())
+        item = parts.sums if not key else parts.items.setdefault(key, {})
+        if name in item:
+            raise Damaged(f"tensor {name!r} of one item occurs twice")
+        item[name] = _tensor(name, dtype, shape, value.as_buffer())
+    return [parts.batch() for parts in found.values()]
+
+
+@dataclass
+class _Parts:
+    """A batch as it is put together."""
+
+    items: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def batch(self) -> Batch:
+        first = next(iter(self.items.values()), None)
+        if first is None:
+            raise Damaged("a sum over no items")
+        for item in self.items.values():
+            if {name: (value.dtype, value.shape) for name, value in item.items()} != {
+                name: (value.dtype, value.shape) for name, value in first.items()
+            }:
+                raise Damaged("the items of one batch have different tensors")
+        tensors = {name: torch.stack([item[name] for item in self.items.values()]) for name in first if name}
+        return Batch(tuple(self.items), tensors, self.sums)
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int], data: pa.Buffer) -> Tensor:
+    kind = _DTYPES.get(dtype)
+    if kind is None:
+        raise Damaged(f"tensor {name!r} is of an unknown dtype {dtype!r}")
+    if any(size is None or size < 0 for size in shape):
+        raise Damaged(f"tensor {name!r} has shape {shape}")
+    expected = math.prod(shape) * kind.itemsize
+    if data.size != expected:
+        raise Damaged(
+            f"tensor {name!r} has {data.size:,} bytes where {dtype} {list(shape)} takes {expected:,}"
+        )
+    if not expected:
+        return torch.empty(list(shape), dtype=kind)
+    # Copied: what arrow read may not be written to, and is shared by the whole shard.
+    return torch.frombuffer(bytearray(data), dtype=kind).reshape(list(shape))
+
+
+def _opened(source: Path | pa.BufferReader) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(source, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Damaged(f"it cannot be read as parquet ({_line(error)})") from None
+
+
+def _read(file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    found = file.schema_arrow
+    if (found.metadata or {}).get(b"patchkit") != b"journal 1" or not found.equals(_SCHEMA):
+        raise Damaged(
+            f"it is parquet, but not of a journal: expected columns {', '.join(_SCHEMA.names)} of known types, found "
+            f"{', '.join(found.names) or 'none'}"
+        )
+    try:
+        table = file.read(columns=list(columns))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Damaged(f"its content cannot be read ({_line(error)})") from None
+    if not table.num_rows:
+        raise Damaged("it holds nothing")
+    return table
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
