@@ -60,6 +60,7 @@ def open_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
     attn_implementation: str | None = None,
     lazy: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -71,6 +72,7 @@ def open_model(
     Args:
         source: a local directory, a hub name, an HF causal LM, or an nnsight `TransformersModel`.
         dtype: default: the checkpoint's own dtype.
+        device_map, max_memory: how accelerate spreads the model, and the most bytes it puts on each device.
         lazy: meta weights only: sizes, sites and plans work, runs do not.
 
     Raises:
@@ -83,6 +85,7 @@ def open_model(
             "dtype": dtype,
             "device": device,
             "device_map": device_map,
+            "max_memory": max_memory,
             "revision": revision,
             "lazy": lazy or None,
         }
@@ -103,6 +106,7 @@ def open_model(
     tokenizer = tokenizer or _read_tokenizer(path, options)
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    spread = {} if max_memory is None else {"max_memory": max_memory}
     torch_dtype = parse_dtype(dtype)
     if lazy:
         with torch.device("meta"):
@@ -112,7 +116,7 @@ def open_model(
             chosen = {key: value for key, value in options.items() if key != "revision"}
             module = AutoModelForCausalLM.from_config(config, dtype=lazy_dtype or torch.float32, **chosen)
     else:
-        module = _read_weights(path, config, torch_dtype, device_map, options)
+        module = _read_weights(path, config, torch_dtype, device_map, options | spread)
         if device is not None:
             module = move(module, device)
     module.eval().requires_grad_(False)

@@ -24,6 +24,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
     attn_implementation: str | None = None,
     lazy: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -37,7 +38,8 @@ def load(
             name, a Hugging Face causal LM, or an nnsight `TransformersModel`. A module is not modified; while it is
             wrapped nnsight's controllers stand in its place, and `PatchModel.release` takes them off.
         dtype: `float32`, `bfloat16`, ...; default: the checkpoint's own, float32 for embedded models.
-        device: where to put the whole model; or `device_map`: how accelerate spreads it.
+        device: where to put the whole model; or `device_map`: how accelerate spreads it, with at most `max_memory` bytes
+            on each device.
         attn_implementation: `eager`, `sdpa`, ...; default: transformers' choice.
         lazy: meta weights only, for plans on models that do not fit here.
 
@@ -51,6 +53,7 @@ def load(
     """
     options: dict[str, Any] = {
         "device_map": device_map,
+        "max_memory": max_memory,
         "attn_implementation": attn_implementation,
         "lazy": lazy,
         "revision": revision,
@@ -62,6 +65,15 @@ def load(
         model = open_model(source, dtype=dtype, device=device, tokenizer=tokenizer, **options)
     if not lazy:
         validate(model)
+    if not isinstance(source, nn.Module | TransformersModel) and tokenizer is None:
+        model.opening = {
+            "source": os.fspath(source),
+            "dtype": dtype,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
     return model
 
 

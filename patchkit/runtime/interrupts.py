@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM while batches run: the batch in hand is finished and kept, then the run ends.
+
+A trace that is broken off in its middle would lose what the batch has computed, and a second of patience saves it. Who
+cannot wait asks a second time.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+_WAITING = "Interrupted: the batch in hand is finished first. Once more to stop at once."
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as batch systems and launchers do."""
+
+
+class Interrupts:
+    """Inside, the first request to end is noted, and `check` raises it; the second is raised at once.
+
+    Handlers that somebody else has set are left alone, and so are threads other than the main one, where Python handles
+    no signals.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number, usual in (
+                (signal.SIGINT, signal.default_int_handler),
+                (signal.SIGTERM, signal.SIG_DFL),
+            ):
+                if signal.getsignal(number) is usual:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None:
+            # Asked during the last batch: the caller goes on to other work otherwise.
+            self.check()
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt (or `Terminated`) if the process has been asked to end."""
+        if self._asked is not None:
+            asked, self._asked = self._asked, None
+            raise _raised(asked)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._asked is not None:
+            raise _raised(number)
+        self._asked = number
+        if self._say is not None:
+            self._say(_WAITING)
+
+
+def _raised(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()

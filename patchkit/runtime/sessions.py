@@ -1,0 +1,235 @@
+"""Many steps on the same items: each process opens its batches once and keeps what it has opened.
+
+    with Session(opener, model, items) as session:
+        found = session.run(step)
+
+`opener.open(model, items)` gives what a batch is opened to (activations of its runs, say), and `step.run(model, opened)`
+tensors whose first axis is the items. Training a mask is such a session: every step is the mask as it stands, and its
+gradient a sum over the items, whichever process had them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchkit.errors import InputError
+from patchkit.model import PatchModel
+from patchkit.runtime.batching import MAX_BATCH_TOKENS, fitting_budget, length_buckets, split_for
+from patchkit.runtime.content import content_digest
+from patchkit.runtime.execution import current_execution
+from patchkit.runtime.failures import ItemFailure, ItemsFailed, check_failures
+from patchkit.runtime.interrupts import Interrupts
+from patchkit.runtime.journal import Journal
+from patchkit.runtime.program import Progress
+from patchkit.runtime.queue import CloseWork, ModelSource, OpenWork, Part, speaker
+from patchkit.runtime.sharing import shared_parts
+from patchkit.runtime.work import BatchRunner, summed_of
+
+
+class Session:
+    """Items of any lengths, batched once.
+
+    Args:
+        opener: has `tokens(item)`, `open(model, items)` and `cost(dims, items)`; see the module's docstring.
+        max_batch_tokens: the most padded tokens of a batch.
+        label: what is being done, for messages.
+
+    Raises:
+        InputError: there are no items, or the model cannot be opened by the other processes of the group.
+    """
+
+    def __init__(
+        self,
+        opener: Any,
+        model: PatchModel,
+        items: Sequence[Any],
+        *,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        label: str = "",
+    ) -> None:
+        self.label = label or type(opener).__name__
+        if not items:
+            raise InputError(f"{self.label}: nothing to run, the list of items is empty")
+        self.opener, self.model, self.items = opener, model, items
+        execution = current_execution()
+        self.group = execution.group
+        budget = max_batch_tokens
+        lengths = [opener.tokens(item) for item in items]
+        # Refuses a budget of nothing before anything is estimated.
+        self.batches = length_buckets(lengths, budget)
+        if execution.fit_memory:
+            here = 1 if self.group is None else self.group.local_size
+            budget = fitting_budget(opener, model, items, max_batch_tokens, here)
+            if budget < max_batch_tokens:
+                self.batches = length_buckets(lengths, budget)
+        self.budget = budget
+        self._runner = BatchRunner(model, opener, items)
+        self._item_keys: list[str] | None = None
+        if self.group is not None and self.group.size > 1:
+            self.batches = split_for(self.batches, self.group.size)
+            self.group.runs += 1
+            self._number = self.group.runs
+            source = ModelSource(model.opening, model.name, model.content_key())
+            speaker(self.group).say(OpenWork(self._number, source, opener, list(items)))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of what was opened, in every process."""
+        self._runner = BatchRunner(self.model, self.opener, self.items)
+        if self.group is not None and self.group.size > 1:
+            speaker(self.group).say(CloseWork(self._number))
+
+    def run(
+        self,
+        step: Any,
+        *,
+        progress: Progress | None = None,
+        label: str = "",
+        journal: Journal | None = None,
+    ) -> dict[str, Tensor]:
+        """Runs a step on every item: its tensors in the order of the items, its sums added up in float64.
+
+        Args:
+            journal: where finished batches are noted, and taken from when the run was interrupted before.
+
+        Raises:
+            ItemsFailed: some items did not fit into memory even alone; all others were run and are in the journal.
+            RunError: more items failed than the execution allows, or another process met an error.
+            KeyboardInterrupt: asked by Ctrl-C or SIGTERM, after the batch in hand.
+        """
+        label = label or self.label
+        gathered = _Gathered(len(self.items), summed_of(step))
+        keys = None if journal is None else self.keys(step)
+        if journal is not None and keys is not None:
+            found = journal.find(keys)
+            gathered.take_found(found.items, found.sums)
+        todo = self._todo(step, gathered.have)
+        if progress is not None and gathered.have:
+            progress(label, len(gathered.have), len(self.items))
+        execution = current_execution()
+        watcher = execution.watcher
+        try:
+            with Interrupts(None if watcher is None else watcher.message) as interrupts:
+                for part in self._parts(step, todo):
+                    numbers = gathered.take(part)
+                    if part.failures:
+                        self._check_failures(gathered)
+                        if watcher is not None:
+                            watcher.failed(len(gathered.failures))
+                    if journal is not None and keys is not None and numbers:
+                        journal.add([keys[n] for n in numbers], part.tensors, summed_of(step))
+                    if progress is not None:
+                        progress(label, len(gathered.have), len(self.items))
+                    interrupts.check()
+        finally:
+            if journal is not None:
+                journal.flush()
+        if gathered.failures:
+            raise ItemsFailed(self._failures(gathered), len(self.items))
+        return gathered.result()
+
+    def keys(self, step: Any) -> list[str]:
+        """What each item's numbers depend on, as content: the step, the model, the item."""
+        if self._item_keys is None:
+            seen: dict[str, int] = {}
+            self._item_keys = []
+            for item in self.items:
+                digest = content_digest(item)
+                # The same item a second time is another one: sums count both.
+                seen[digest] = seen.get(digest, 0) + 1
+                self._item_keys.append(f"{digest} {seen[digest]}")
+        made_by = content_digest(self.opener, None if step is self.opener else step, self.model.content_key())
+        return [content_digest(made_by, key) for key in self._item_keys]
+
+    def _todo(self, step: Any, have: set[int]) -> list[list[int]]:
+        """Batches with something left to do."""
+        left = [[n for n in batch if n not in have] for batch in self.batches]
+        if step is self.opener or summed_of(step):
+            return [batch for batch in left if batch]
+        # Opened batches stay as they are, so that what was opened is found again.
+        return [batch for batch, missing in zip(self.batches, left, strict=True) if missing]
+
+    def _parts(self, step: Any, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
+        if self.group is not None and self.group.size > 1:
+            yield from shared_parts(self.group, self._number, step, self._runner, batches, self.budget)
+            return
+        # The longest first: what does not fit shows at once, and the end comes in small steps.
+        for number in reversed(range(len(batches))):
+            yield self._runner.run(step, number, batches[number], self.budget)
+
+    def _check_failures(self, gathered: _Gathered) -> None:
+        failures = self._failures(gathered)
+        subjects = {id(failure.subject) for failure in failures}
+        total = len({id(ItemFailure(item, "").subject) for item in self.items})
+        check_failures(len(subjects), total, failures[0])
+
+    def _failures(self, gathered: _Gathered) -> list[ItemFailure]:
+        return [
+            ItemFailure(self.items[number], reason) for number, reason in sorted(gathered.failures.items())
+        ]
+
+
+class _Gathered:
+    """What has come of a run so far.
+
+    Attributes:
+        have: items whose numbers are here.
+    """
+
+    def __init__(self, total: int, summed: frozenset[str]) -> None:
+        self.total, self.summed = total, summed
+        self.have: set[int] = set()
+        self.failures: dict[int, str] = {}
+        self._order: list[int] = []
+        self._rows: dict[str, list[Tensor]] = {}
+        self._sums: dict[str, Tensor] = {}
+
+    def take_found(self, items: Any, sums: Any) -> None:
+        """What a journal holds."""
+        for number in sorted(items):
+            self.have.add(number)
+            self._order.append(number)
+            for name, value in items[number].items():
+                self._rows.setdefault(name, []).append(value[None])
+        for each in sums:
+            self._add(each)
+
+    def take(self, part: Part) -> list[int]:
+        """A finished batch; the items of it that are new here: all, unless it comes for the second time."""
+        self.failures.update(part.failures)
+        if not part.numbers or not self.have.isdisjoint(part.numbers):
+            fresh = [number for number in part.numbers if number not in self.have]
+            if not fresh:
+                return []
+            assert not self.summed & part.tensors.keys(), "sums over items of which some were here"
+            rows = torch.tensor([part.numbers.index(number) for number in fresh])
+            part.tensors = {name: value[rows] for name, value in part.tensors.items()}
+            part.numbers = fresh
+        self.have.update(part.numbers)
+        self._order += part.numbers
+        for name, value in part.tensors.items():
+            if name not in self.summed:
+                self._rows.setdefault(name, []).append(value)
+        self._add({name: value for name, value in part.tensors.items() if name in self.summed})
+        return part.numbers
+
+    def result(self) -> dict[str, Tensor]:
+        back = torch.argsort(torch.tensor(self._order))
+        return self._sums | {name: torch.cat(rows)[back] for name, rows in self._rows.items()}
+
+    def _add(self, sums: Any) -> None:
+        for name, value in sums.items():
+            added = value.double()
+            self._sums[name] = self._sums[name] + added if name in self._sums else added
