@@ -38,7 +38,7 @@ class Group:
     """
 
     def __init__(self, store: Any, rank: int, size: int, local_rank: int, gpus_per_replica: int = 1) -> None:
-        self._store = dist.PrefixStore(_PREFIX, store)
+        self._store = dist.distributed_c10d.PrefixStore(_PREFIX, store)
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.gpus_per_replica = gpus_per_replica
         #: Processes that the main one has started itself: rank -> (whether it still runs).
