@@ -17,7 +17,7 @@ from torch import Tensor
 from patchkit.methods._acdc_order import known_at
 from patchkit.methods._acdc_trials import Trials
 from patchkit.model.edges import EdgeGraph
-from patchkit.runtime import Journal
+from patchkit.runtime import Journal, content_digest
 
 
 class Search:
@@ -100,17 +100,20 @@ class Search:
 
     # Going on where an interrupted run was.
 
-    def note(self, journal: Journal, visit: int, receiver: int) -> None:
+    def note(self, journal: Journal, key: str, receiver: int) -> None:
         """Writes down what visiting a receiver gave."""
         column = {name: getattr(self, name)[:, receiver] for name in ("edges", "mean", "mean_abs")}
         spent = torch.tensor(self.trials.spent, dtype=torch.float64)
-        journal.write([visit], column | {"current": self.current, "spent": spent})
+        noted = column | {"current": self.current, "spent": spent}
+        journal.add([content_digest(key, receiver)], {name: value[None] for name, value in noted.items()})
+        journal.flush()
 
-    def resume(self, journal: Journal | None, visit: int, receiver: int) -> bool:
+    def resume(self, journal: Journal | None, key: str, receiver: int) -> bool:
         """Takes up what was written down, if it was."""
-        noted = None if journal is None else journal.read([visit])
-        if noted is None:
+        items = {} if journal is None else journal.find([content_digest(key, receiver)]).items
+        if not items:
             return False
+        noted = items[0]
         for name in ("edges", "mean", "mean_abs"):
             getattr(self, name)[:, receiver] = noted[name]
         self.current, self.trials.spent = noted["current"], self.opening + float(noted["spent"])

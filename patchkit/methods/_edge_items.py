@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -42,7 +42,7 @@ class EdgeItem:
         edges: (sender, receiver) of each.
     """
 
-    number: int
+    number: int = field(compare=False)
     pair: Pair
     covered: tuple[tuple[int, ...], ...]
     edges: Int[Tensor, "n 2"]
@@ -56,7 +56,7 @@ class EdgeItem:
 class PathItem:
     """Senders to patch along paths in one pair, at its one place."""
 
-    number: int
+    number: int = field(compare=False)
     pair: Pair
     covered: tuple[tuple[int, ...], ...]
     senders: Int[Tensor, " n"]

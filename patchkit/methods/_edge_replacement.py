@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchkit.data import Batch, Pair, Places
+from patchkit.data import Batch, Pair
 from patchkit.errors import InputError
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._pair_batch import PairBatch
@@ -105,22 +104,3 @@ def _means(model: PatchModel, reference: Sequence[Pair], options: EdgeOptions, p
     first, *rest = [(value / counted).to(model.dtype) for value in total]
     layers = model.dims.n_layers
     return Senders(first, tuple(rest[:layers]), tuple(rest[layers:]))
-
-
-def edge_journal_key(
-    label: str,
-    model: PatchModel,
-    pairs: Sequence[Pair],
-    places: Places,
-    options: EdgeOptions,
-    replacement: EdgeReplacement,
-) -> str:
-    """What the numbers of a run depend on, so that the journal of another run is not mistaken for this one's."""
-    digest = hashlib.sha256(f"{model.name} {model.revision} {model.fingerprint()}".encode())
-    for pair, covered in zip(pairs, places.covered, strict=True):
-        said = (pair.id, pair.clean_ids, pair.corrupt_ids, pair.answer_id, pair.wrong_id, covered)
-        digest.update(repr(said).encode())
-    means = replacement.means
-    for mean in () if means is None else (means.input, *means.heads, *means.mlps):
-        digest.update(mean.double().cpu().numpy().tobytes())
-    return f"{label} {options} {digest.hexdigest()}"

@@ -16,7 +16,7 @@ the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool
@@ -62,7 +62,7 @@ class PatchEdges:
     replacement: EdgeReplacement
     joint: bool
     most: int
-    max_batch_tokens: int
+    max_batch_tokens: int = field(compare=False)
 
     def tokens(self, item: EdgeItem) -> int:
         """Counts the patched rows too, though only a part of them is in memory at once."""

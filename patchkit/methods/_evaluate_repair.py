@@ -25,7 +25,7 @@ from torch import Tensor
 from patchkit.data import Metric, Pair, read_places, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._edge_options import EdgeOptions
-from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
+from patchkit.methods._edge_replacement import EdgeReplacement, edge_replacement
 from patchkit.methods._evaluate_bootstrap import PairBootstrap, same_metric
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods.attribution import PairItem
@@ -182,7 +182,6 @@ def self_repair(
     program = DirectEffects(options.metric, options.direction, made, group)
     items = [PairItem(pair, covered) for pair, covered in zip(pairs, places.covered, strict=True)]
     numbers = group.nonzero()[:, 0].tolist()
-    key = edge_journal_key(f"knockout {numbers}", model, pairs, places, options, made)
     found = run_program(
         program,
         model,
@@ -190,7 +189,7 @@ def self_repair(
         max_batch_tokens=options.max_batch_tokens,
         progress=progress,
         label="knockout",
-        journal=None if checkpoint is None else Journal(checkpoint / "knockout", key),
+        journal=None if checkpoint is None else Journal(checkpoint),
     )
     graph = EdgeGraph.of(model.dims)
     clean, knocked_out, expected = (

@@ -69,7 +69,7 @@ class CircuitRunner:
 
         Args:
             circuits: taken one after the other; at least one.
-            label: of the progress, and of the checkpoint's directory.
+            label: of the progress.
         """
         columns: list[Tensor] = []
         graph = EdgeGraph.of(self.model.dims, by_query_head=True)
@@ -110,7 +110,7 @@ class CircuitRunner:
             self.options,
             patching=self.patching,
             reference=self.reference,
-            checkpoint=None if self.checkpoint is None else self.checkpoint / label.replace(" ", "-"),
+            checkpoint=self.checkpoint,
             progress=relabelled,
         )
         self.cost += found.cost

@@ -13,7 +13,7 @@ paths from the sender to the logits and those through the other receivers carry 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class PatchPaths:
     direction: str
     replacement: EdgeReplacement
     most: int
-    max_batch_tokens: int
+    max_batch_tokens: int = field(compare=False)
 
     def tokens(self, item: PathItem) -> int:
         """Counts the patched rows too, though only a part of them is in memory at once."""

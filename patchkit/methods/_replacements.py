@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchkit.data import Batch, Pair
 from patchkit.errors import InputError
-from patchkit.methods._node_options import Asked, NodeOptions
+from patchkit.methods._node_options import NodeOptions
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.model import KINDS, PatchModel, Site
 from patchkit.runtime import length_buckets
@@ -119,15 +119,3 @@ def _means(
             added = value.double().sum(0)
             total[site] = added if site not in total else total[site] + added
     return {site: (value / len(prompts)).to(model.dtype) for site, value in total.items()}
-
-
-def journal_key(label: str, model: PatchModel, asked: Asked, made: Replacement) -> str:
-    """What the numbers of a run depend on, so that the journal of another run is not mistaken for this one's."""
-    digest = hashlib.sha256(f"{model.name} {model.revision} {model.fingerprint()}".encode())
-    for pair, covered in zip(asked.pairs, asked.places.covered, strict=True):
-        said = (pair.id, pair.clean_ids, pair.corrupt_ids, pair.answer_id, pair.wrong_id, covered)
-        digest.update(repr(said).encode())
-    for site, mean in sorted((made.means or {}).items()):
-        digest.update(str(site).encode())
-        digest.update(mean.double().cpu().numpy().tobytes())
-    return f"{label} {asked.options} {digest.hexdigest()}"

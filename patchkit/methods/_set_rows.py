@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -30,7 +30,7 @@ class SetItem:
         sets: how many sets there are; one without nodes patches nothing.
     """
 
-    number: int
+    number: int = field(compare=False)
     pair: Pair
     covered: tuple[tuple[int, ...], ...]
     nodes: Int[Tensor, " n"]

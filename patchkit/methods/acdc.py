@@ -27,13 +27,13 @@ from patchkit.methods._acdc_order import receivers_in_order, senders_in_order
 from patchkit.methods._acdc_search import Search
 from patchkit.methods._acdc_trials import Trials
 from patchkit.methods._edge_options import EdgeOptions
-from patchkit.methods._edge_replacement import edge_journal_key, edge_replacement
+from patchkit.methods._edge_replacement import edge_replacement
 from patchkit.methods.circuits import check_circuit_options
 from patchkit.model import PatchModel
 from patchkit.model.edges import EdgeGraph
 from patchkit.results.circuit import Circuit
 from patchkit.results.edge_scores import EdgeMethod, EdgeScores
-from patchkit.runtime import Journal, Progress
+from patchkit.runtime import Journal, Progress, content_digest
 
 
 def acdc(
@@ -80,7 +80,8 @@ def acdc(
         raise InputError(
             f"max_forwards is {max_forwards}: the base and the source run alone take 2 forward-equivalents; give more"
         )
-    places = read_places("all", pairs)
+    # Refuses a run without pairs.
+    read_places("all", pairs)
     replacement = edge_replacement(model, pairs, options, reference)
     graph = EdgeGraph.of(model.dims)
     trials = Trials(model, graph, pairs, options, metric, replacement)
@@ -89,19 +90,18 @@ def acdc(
         trials.spent += sum(len(pair.clean_ids) for pair in prompts) / sum(
             len(pair.clean_ids) for pair in pairs
         )
-    journal = None
-    if checkpoint is not None:
-        key = edge_journal_key(f"acdc {tau} {order} {absolute}", model, pairs, places, options, replacement)
-        journal = Journal(checkpoint, key)
+    journal = None if checkpoint is None else Journal(checkpoint)
+    made_of = (options.metric, options.direction, replacement, tau, order, absolute)
+    key = "" if journal is None else content_digest("acdc", made_of, model.content_key(), pairs)
     turned = 1.0 if metric.function is kl or options.direction == "denoise" else -1.0
     search = Search(graph, trials, tau, turned, absolute, max_forwards)
     untried = 0
     for visit, receiver in enumerate(receivers_in_order(graph)):
-        if untried or not search.resume(journal, visit, receiver):
+        if untried or not search.resume(journal, key, receiver):
             sizes = trials.sizes if order == "by-size" else None
             untried += search.visit(receiver, senders_in_order(graph, receiver, sizes))
             if journal is not None and not untried:
-                search.note(journal, visit, receiver)
+                search.note(journal, key, receiver)
         if progress is not None:
             progress("acdc", visit + 1, graph.n_receivers)
     return EdgeScores(

@@ -9,7 +9,7 @@ Every patched run restarts at the layer and the token of its patch, and many of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from patchkit.data import Pair, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._node_options import Asked, NodeOptions, ask
 from patchkit.methods._pair_batch import PairBatch
-from patchkit.methods._replacements import Replacement, journal_key, replacement
+from patchkit.methods._replacements import Replacement, replacement
 from patchkit.methods._set_rows import SetItem, lay_out, restarts, site_masks
 from patchkit.model import Dims, NodeGrid, PatchModel
 from patchkit.results.scores import Scores
@@ -46,7 +46,7 @@ class PatchSets:
     direction: str
     replacement: Replacement
     most: int
-    max_batch_tokens: int
+    max_batch_tokens: int = field(compare=False)
 
     def tokens(self, item: SetItem) -> int:
         """Counts the patched rows too, though only a part of them is in memory at once."""
@@ -286,7 +286,6 @@ def _run(
         max(i.sets for i in items),
         options.max_batch_tokens,
     )
-    journal = None if checkpoint is None else Journal(checkpoint, journal_key(label, model, asked, made))
     return run_program(
         program,
         model,
@@ -294,7 +293,7 @@ def _run(
         max_batch_tokens=options.max_batch_tokens,
         progress=progress,
         label=label,
-        journal=journal,
+        journal=None if checkpoint is None else Journal(checkpoint),
     )
 
 

@@ -25,7 +25,7 @@ from patchkit.errors import InputError
 from patchkit.methods._node_gradients import NodeReduction
 from patchkit.methods._node_options import NodeOptions, ask
 from patchkit.methods._pair_batch import PairBatch
-from patchkit.methods._replacements import Replacement, journal_key, replacement
+from patchkit.methods._replacements import Replacement, replacement
 from patchkit.model import Dims, NodeGrid, PatchModel, Site
 from patchkit.results.scores import Scores
 from patchkit.runtime import Cost, Journal, Progress, run_program
@@ -177,7 +177,7 @@ def attribute(
         max_batch_tokens=options.max_batch_tokens,
         progress=progress,
         label=method,
-        journal=None if checkpoint is None else Journal(checkpoint, journal_key(method, model, asked, made)),
+        journal=None if checkpoint is None else Journal(checkpoint),
     )
     if "reference" in asked.metric.needs and not bool(found["magnitude"].nan_to_num(0.0).any()):
         raise InputError(_flat(asked.metric.name))

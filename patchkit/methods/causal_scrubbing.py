@@ -19,7 +19,6 @@ changed final stream.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,9 +223,6 @@ def scrub(
     draws = draw(hypothesis, pairs, pool, samples=options.samples, seed=options.seed)
     reading = read_hypothesis(hypothesis, EdgeGraph.of(model.dims), draws.inputs)
     program = Scrub(reading, draws.inputs, options.metric)
-    journal = (
-        None if checkpoint is None else Journal(checkpoint, _journal_key(model, reading, draws, options))
-    )
     found = run_program(
         program,
         model,
@@ -234,7 +230,7 @@ def scrub(
         max_batch_tokens=options.max_batch_tokens,
         progress=progress,
         label=f"scrubbing: {hypothesis.name}",
-        journal=journal,
+        journal=None if checkpoint is None else Journal(checkpoint),
     )
     return summarise(model.name, reading, draws, found, options.metric, options.samples, options.seed)
 
@@ -242,14 +238,3 @@ def scrub(
 def _item(tree: Draw, draws: Draws) -> ScrubItem:
     numbers = {tree.input, *tree.inputs()}
     return ScrubItem(tree, max(len(draws.inputs[number].clean_ids) for number in numbers))
-
-
-def _journal_key(model: PatchModel, reading: Reading, draws: Draws, options: ScrubOptions) -> str:
-    """What the numbers depend on; key functions cannot be digested, but the draws that they led to can."""
-    digest = hashlib.sha256(f"{model.name} {model.revision} {model.fingerprint()}".encode())
-    for node in reading.hypothesis.nodes:
-        digest.update(repr((node.name, node.nodes, node.edges, node.positions, node.children)).encode())
-    digest.update(repr((reading.hypothesis.children, draws.trees, sorted(reading.tokens.items()))).encode())
-    for pair in draws.inputs:
-        digest.update(repr((pair.clean_ids, pair.answer_id, pair.wrong_id)).encode())
-    return f"scrubbing {options} {digest.hexdigest()}"

@@ -12,9 +12,8 @@ where the latter is the source run under `resample`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from patchkit.data import Metric, Pair, read_places, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._circuit_work import SENDERS_A_FORWARD, circuit_work, room, share_out
 from patchkit.methods._edge_options import EdgeOptions
-from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
+from patchkit.methods._edge_replacement import EdgeReplacement, edge_replacement
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods.activation_patching import CPU_FORWARD
 from patchkit.model import Dims, PatchModel
@@ -67,7 +66,7 @@ class RunCircuits:
     metric: str
     direction: str
     replacement: EdgeReplacement
-    max_batch_tokens: int
+    max_batch_tokens: int = field(compare=False)
     copies: int
 
     def tokens(self, item: Pair) -> int:
@@ -147,7 +146,8 @@ def run_circuits(
         raise InputError(f"patching '{patching}' is not known; expected one of: {', '.join(PATCHING)}")
     if not circuits:
         raise InputError("there are no circuits to run; expected at least one")
-    places = read_places("all", pairs)
+    # Refuses a run without pairs.
+    read_places("all", pairs)
     for circuit in circuits:
         check_graph(model, circuit.graph)
     made = edge_replacement(model, pairs, options, reference)
@@ -167,10 +167,6 @@ def run_circuits(
             max_batch_tokens=options.max_batch_tokens,
             copies=1 if graph.n_kv_heads == model.dims.n_kv_heads else model.dims.group,
         )
-        journal = None
-        if checkpoint is not None:
-            key = edge_journal_key(f"circuits {_digest(program)}", model, pairs, places, options, made)
-            journal = Journal(checkpoint, key)
         found = run_program(
             program,
             model,
@@ -178,7 +174,7 @@ def run_circuits(
             max_batch_tokens=options.max_batch_tokens,
             progress=progress,
             label="circuits",
-            journal=journal,
+            journal=None if checkpoint is None else Journal(checkpoint),
         )
         columns |= dict(zip(numbers, found["metric"].unbind(1), strict=True))
         cost += program.cost(model.dims, pairs).forwards
@@ -212,10 +208,3 @@ def _among_nodes(circuit: Circuit) -> Tensor:
     into = (graph.owner & kept[:, None]).any(0)
     into[graph.logits] = True
     return graph.real & kept[:, None] & into
-
-
-def _digest(program: RunCircuits) -> str:
-    digest = hashlib.sha256(repr(program.graph).encode())
-    for edges in program.circuits:
-        digest.update(edges.numpy().tobytes())
-    return digest.hexdigest()

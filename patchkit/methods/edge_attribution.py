@@ -18,7 +18,7 @@ Receivers' gradients come from an ordinary forward and backward, carried back th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ from patchkit.methods._edge_drops import corrected
 from patchkit.methods._edge_flow import flow_scores
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._edge_products import SenderChanges, edge_products
-from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
+from patchkit.methods._edge_replacement import EdgeReplacement, edge_replacement
 from patchkit.methods._edge_runs import Integrated, along_inputs, at_base, at_both_ends
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods.activation_patching import CPU_FORWARD
@@ -75,7 +75,7 @@ class EdgeAttribution:
     replacement: EdgeReplacement
     by_query: bool
     keep_pairs: bool
-    max_batch_tokens: int
+    max_batch_tokens: int = field(compare=False)
 
     @property
     def summed(self) -> frozenset[str]:
@@ -200,7 +200,6 @@ def attribute_edges(
         options.max_batch_tokens,
     )
     items = [PairItem(pair, covered) for pair, covered in zip(pairs, places.covered, strict=True)]
-    key = edge_journal_key(f"edges {made_of} {keep_pairs}", model, pairs, places, options, replacement)
     found = run_program(
         program,
         model,
@@ -208,7 +207,7 @@ def attribute_edges(
         max_batch_tokens=options.max_batch_tokens,
         progress=progress,
         label=method,
-        journal=None if checkpoint is None else Journal(checkpoint, key),
+        journal=None if checkpoint is None else Journal(checkpoint),
     )
     return _scores(model, pairs, options, program, found, items, places.labels, places.placed)
 

@@ -8,7 +8,6 @@ This is what every estimate of edges estimates. Edges are the rows of batches th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from patchkit.data import Pair, Places, read_places, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._edge_items import EdgeItem
 from patchkit.methods._edge_options import EdgeOptions
-from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
+from patchkit.methods._edge_replacement import EdgeReplacement, edge_replacement
 from patchkit.methods._edge_rows import sorted_by
 from patchkit.methods._edge_sweep import PatchEdges
 from patchkit.model import PatchModel
@@ -150,9 +149,6 @@ class _Sweep:
             max(item.rows for item in items),
             self.options.max_batch_tokens,
         )
-        key = edge_journal_key(
-            f"{label} {_digest(edges)}", self.model, self.pairs, self.places, self.options, self.made
-        )
         found = run_program(
             program,
             self.model,
@@ -160,7 +156,7 @@ class _Sweep:
             max_batch_tokens=self.options.max_batch_tokens,
             progress=self.progress,
             label=label,
-            journal=None if self.checkpoint is None else Journal(self.checkpoint, key),
+            journal=None if self.checkpoint is None else Journal(self.checkpoint),
         )
         effects = torch.full(
             (pairs, places, graph.n_senders, graph.n_receivers), torch.nan, dtype=found["effect"].dtype
@@ -181,7 +177,3 @@ class _Sweep:
     def shaped(self, value: Float[Tensor, "*pairs places senders receivers"]) -> Tensor:
         """Without the axis of places where results have none."""
         return value if self.places.placed else value.squeeze(-3)
-
-
-def _digest(edges: Bool[Tensor, "senders receivers"]) -> str:
-    return hashlib.sha256(edges.numpy().tobytes()).hexdigest()[:32]

@@ -25,7 +25,7 @@ from patchkit.data import Pair, Places, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._edge_items import PathItem
 from patchkit.methods._edge_options import EdgeOptions
-from patchkit.methods._edge_replacement import EdgeReplacement, edge_journal_key, edge_replacement
+from patchkit.methods._edge_replacement import EdgeReplacement, edge_replacement
 from patchkit.methods._evaluate_bootstrap import PairBootstrap, same_metric
 from patchkit.methods._path_names import MLPS as MLPS
 from patchkit.methods._path_names import StagePlan as StagePlan
@@ -229,8 +229,6 @@ class _Study:
             max(item.rows for item in items),
             self.options.max_batch_tokens,
         )
-        asked = f"paths {self.mlps} {list(senders)} {list(receivers)}"
-        key = edge_journal_key(asked, self.model, self.pairs, self.places, self.options, self.made)
         found = run_program(
             program,
             self.model,
@@ -238,7 +236,7 @@ class _Study:
             max_batch_tokens=self.options.max_batch_tokens,
             progress=self.progress,
             label=label,
-            journal=None if self.checkpoint is None else Journal(self.checkpoint, key),
+            journal=None if self.checkpoint is None else Journal(self.checkpoint),
         )
         pairs = len(self.pairs)
         by_slice = found["effect"].reshape(len(slices), pairs, -1)

@@ -18,12 +18,15 @@ from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
+
+# hashlib has no public name for what it gives.
+_Hash = Any
 
 
 def content_digest(*values: Any) -> str:
@@ -35,10 +38,6 @@ def content_digest(*values: Any) -> str:
     hashed = hashlib.sha256()
     _write(hashed, values)
     return hashed.hexdigest()[:32]
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
 
 
 def _write(to: _Hash, value: Any) -> None:

@@ -11,7 +11,6 @@ import errno
 import functools
 import gc
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -89,13 +88,25 @@ def release_memory() -> None:
         seen.add(id(error))
         # nnsight keeps the frames of the trace's body apart.
         for trace in (error.__traceback__, getattr(error, "__intervention_tb__", None)):
-            if isinstance(trace, TracebackType):
-                # Frames that are still running are left as they are.
-                traceback.clear_frames(trace)
+            _empty_frames(trace)
         error = error.__cause__ or error.__context__
     gc.collect()
     clear_device_cache()
     _trim_heap()
+
+
+def _empty_frames(trace: TracebackType | None) -> None:
+    """Drops the local variables of a traceback's frames and of those that called them, which nnsight leaves out of it."""
+    while trace is not None:
+        frame = trace.tb_frame
+        while frame is not None:
+            try:
+                frame.clear()
+            except RuntimeError:
+                # It is still running, and so are all that called it.
+                break
+            frame = frame.f_back
+        trace = trace.tb_next
 
 
 def _trim_heap() -> None:
