@@ -12,9 +12,9 @@ from patchkit.runtime.failures import LeftOut as LeftOut
 from patchkit.runtime.failures import without_failures as without_failures
 from patchkit.runtime.interrupts import Terminated as Terminated
 from patchkit.runtime.journal import Journal as Journal
+from patchkit.runtime.launch import joined_processes as joined_processes
 from patchkit.runtime.launch import started_processes as started_processes
 from patchkit.runtime.processes import Group as Group
-from patchkit.runtime.processes import join as join
 from patchkit.runtime.processes import launched as launched
 from patchkit.runtime.processes import placement as placement
 from patchkit.runtime.program import Cost as Cost
@@ -22,4 +22,5 @@ from patchkit.runtime.program import Program as Program
 from patchkit.runtime.program import Progress as Progress
 from patchkit.runtime.program import Summing as Summing
 from patchkit.runtime.scheduler import run_program as run_program
+from patchkit.runtime.serving import serve as serve
 from patchkit.runtime.sessions import Session as Session

@@ -1,7 +1,16 @@
-"""Starting the other processes from the main one: `--num-processes N` on this machine.
+"""Processes that share the work, as contexts: started from the main one, or joined where a launcher has started all.
 
-The main process is the one that the user has started, so that its terminal, its exit status and Ctrl-C are the run's. The
-others are new interpreters that serve it.
+    with started_processes(8):
+        scores = patch_nodes(model, pairs)
+
+    with joined_processes() as group:
+        if group.is_main:
+            scores = patch_nodes(model, pairs)
+        else:
+            serve(model, group=group)
+
+Of those that are started here the main process is the one that the user has started, so that its terminal, its exit
+status and Ctrl-C are the run's. The others are new interpreters.
 """
 
 from __future__ import annotations
@@ -10,22 +19,50 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from patchkit.errors import InputError
+from patchkit.errors import InputError, RunError
+from patchkit.runtime.execution import current_execution, use_execution
 from patchkit.runtime.processes import Group, join, launched
 from patchkit.runtime.queue import say_end
 
+_SERVE = "from patchkit.runtime.serving import main; main()"
 _SECONDS_TO_END = 20.0
+#: Within which a process of this machine has joined; a launcher's processes may have to wait for other machines.
+_SECONDS_TO_START = 180.0
+_SECONDS_TO_JOIN = 1800.0
+
+
+@contextmanager
+def joined_processes(gpus_per_replica: int = 1) -> Iterator[Group]:
+    """The group that `accelerate launch`, torchrun or a batch system has started this process in.
+
+    In the main process, Programs that are run inside are shared with the others; these must `serve`. They end when the
+    main process leaves the context.
+
+    Raises:
+        InputError: this process was not started in a group, or the group cannot be formed.
+    """
+    group = join(_SECONDS_TO_JOIN, gpus_per_replica)
+    try:
+        with use_execution(replace(current_execution(), group=group)):
+            yield group
+    finally:
+        if group.is_main:
+            # When the store is gone there is nobody left to tell.
+            with suppress(RunError):
+                say_end(group)
+        group.close()
 
 
 @contextmanager
 def started_processes(count: int, gpus_per_replica: int = 1) -> Iterator[Group]:
-    """A group of `count` processes on this machine, this one the first; they end with the context.
+    """A group of `count` processes on this machine, this one the first, which share the Programs that are run inside.
 
     On CPUs each gets its share of the threads, unless OMP_NUM_THREADS says how many.
 
@@ -60,7 +97,7 @@ def started_processes(count: int, gpus_per_replica: int = 1) -> Iterator[Group]:
             environment = {**before, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             # Its own session: Ctrl-C is the main process's, which tells the others when it ends.
             children[rank] = subprocess.Popen(
-                [sys.executable, "-m", "patchkit.runtime.serve", str(gpus_per_replica)],
+                [sys.executable, "-c", _SERVE, str(_SECONDS_TO_START), str(gpus_per_replica)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -68,25 +105,25 @@ def started_processes(count: int, gpus_per_replica: int = 1) -> Iterator[Group]:
             )
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         torch.set_num_threads(int(threads))
-        group = join(gpus_per_replica)
+        group = join(_SECONDS_TO_START, gpus_per_replica)
         group.children = {rank: _runs(child) for rank, child in children.items()}
-        yield group
+        with use_execution(replace(current_execution(), group=group)):
+            yield group
     finally:
         _end(group, children)
         os.environ.clear()
         os.environ.update(before)
 
 
-def _runs(child: subprocess.Popen[bytes]):  # noqa: ANN202
+def _runs(child: subprocess.Popen[bytes]) -> Callable[[], bool]:
     return lambda: child.poll() is None
 
 
 def _end(group: Group | None, children: dict[int, subprocess.Popen[bytes]]) -> None:
     if group is not None:
-        try:
+        with suppress(RunError):
             say_end(group)
-        finally:
-            group.close()
+        group.close()
     for child in children.values():
         try:
             child.wait(timeout=_SECONDS_TO_END if group is not None else 0)

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -151,8 +152,11 @@ def launched() -> bool:
     return all(name in os.environ for name in _LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def join(gpus_per_replica: int = 1) -> Group:
+def join(seconds: float, gpus_per_replica: int = 1) -> Group:
     """Joins the process group that the environment describes, through accelerate.
+
+    Args:
+        seconds: how long the others may keep it waiting.
 
     Raises:
         InputError: the environment describes none, or the group cannot be formed.
@@ -166,7 +170,7 @@ def join(gpus_per_replica: int = 1) -> Group:
     from accelerate import PartialState
 
     try:
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=seconds))
         store = dist.distributed_c10d._get_default_store()
     except (RuntimeError, ValueError) as error:
         raise InputError(

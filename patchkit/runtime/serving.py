@@ -14,18 +14,16 @@ from patchkit.runtime.sharing import unclaimed
 from patchkit.runtime.work import BatchRunner, failed_part
 
 
-def serve(model: PatchModel | None = None, *, group: Group | None = None) -> None:
-    """Works for the main process until that ends.
+def serve(model: PatchModel | None = None, *, group: Group) -> None:
+    """Works for the main process of a group until that ends.
 
     Args:
         model: one that is open here already; without it, or where the main process uses another, the model is opened by
             the name that the main process gives.
-        group: one that was joined already.
 
     Raises:
         RunError: the main process has gone without a word.
     """
-    group = group or join()
     worker = _Worker(group, model)
     number = 0
     try:
@@ -109,13 +107,9 @@ class _Worker:
 
 
 def main() -> None:
-    """Entry point of a process that `--num-processes` has started: its argument is the number of GPUs it may use."""
+    """Entry point of a process that `started_processes` has started, with its arguments."""
     try:
-        serve(group=join(int(sys.argv[1])))
+        serve(group=join(float(sys.argv[1]), int(sys.argv[2])))
     except (PatchkitError, KeyboardInterrupt) as error:
         sys.stderr.write(f"patchkit, process {os.environ.get('RANK')}: {error}\n")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
