@@ -70,6 +70,8 @@ class Session:
         self.budget = budget
         self._runner = BatchRunner(model, opener, items)
         self._item_keys: list[str] | None = None
+        self._made_by: tuple[str, str] | None = None
+        self._journals: list[Journal] = []
         if self.group is not None and self.group.size > 1:
             self.batches = split_for(self.batches, self.group.size)
             self.group.runs += 1
@@ -86,10 +88,12 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Lets go of what was opened, in every process."""
+        """Lets go of what was opened, in every process, and writes what waits in journals."""
         self._runner = BatchRunner(self.model, self.opener, self.items)
         if self.group is not None and self.group.size > 1:
             speaker(self.group).say(CloseWork(self._number))
+        for journal in self._journals:
+            journal.flush()
 
     def run(
         self,
@@ -102,7 +106,8 @@ class Session:
         """Runs a step on every item: its tensors in the order of the items, its sums added up in float64.
 
         Args:
-            journal: where finished batches are noted, and taken from when the run was interrupted before.
+            journal: where finished batches are noted, and taken from when the run was interrupted before. What
+                waits there to be written is written when the session is closed.
 
         Raises:
             ItemsFailed: some items did not fit into memory even alone; all others were run and are in the journal.
@@ -110,9 +115,12 @@ class Session:
             KeyboardInterrupt: asked by Ctrl-C or SIGTERM, after the batch in hand.
         """
         label = label or self.label
-        gathered = _Gathered(len(self.items), summed_of(step))
+        summed = summed_of(step)
+        gathered = _Gathered(summed)
         keys = None if journal is None else self.keys(step)
         if journal is not None and keys is not None:
+            if journal not in self._journals:
+                self._journals.append(journal)
             found = journal.find(keys)
             gathered.take_found(found.items, found.sums)
         todo = self._todo(step, gathered.have)
@@ -120,22 +128,18 @@ class Session:
             progress(label, len(gathered.have), len(self.items))
         execution = current_execution()
         watcher = execution.watcher
-        try:
-            with Interrupts(None if watcher is None else watcher.message) as interrupts:
-                for part in self._parts(step, todo):
-                    numbers = gathered.take(part)
-                    if part.failures:
-                        self._check_failures(gathered)
-                        if watcher is not None:
-                            watcher.failed(len(gathered.failures))
-                    if journal is not None and keys is not None and numbers:
-                        journal.add([keys[n] for n in numbers], part.tensors, summed_of(step))
-                    if progress is not None:
-                        progress(label, len(gathered.have), len(self.items))
-                    interrupts.check()
-        finally:
-            if journal is not None:
-                journal.flush()
+        with Interrupts(None if watcher is None else watcher.message) as interrupts:
+            for part in self._parts(step, todo):
+                numbers = gathered.take(part)
+                if part.failures:
+                    self._check_failures(gathered)
+                    if watcher is not None:
+                        watcher.failed(len(gathered.failures))
+                if journal is not None and keys is not None and numbers:
+                    journal.add([keys[n] for n in numbers], part.tensors, summed)
+                if progress is not None:
+                    progress(label, len(gathered.have), len(self.items))
+                interrupts.check()
         if gathered.failures:
             raise ItemsFailed(self._failures(gathered), len(self.items))
         return gathered.result()
@@ -150,11 +154,16 @@ class Session:
                 # The same item a second time is another one: sums count both.
                 seen[digest] = seen.get(digest, 0) + 1
                 self._item_keys.append(f"{digest} {seen[digest]}")
-        made_by = content_digest(self.opener, None if step is self.opener else step, self.model.content_key())
+        if self._made_by is None:
+            # Once: an opener may hold large tensors, and a step be one of thousands.
+            self._made_by = content_digest(self.opener), self.model.content_key()
+        made_by = content_digest(*self._made_by, None if step is self.opener else step)
         return [content_digest(made_by, key) for key in self._item_keys]
 
     def _todo(self, step: Any, have: set[int]) -> list[list[int]]:
         """Batches with something left to do."""
+        if not have:
+            return self.batches
         left = [[n for n in batch if n not in have] for batch in self.batches]
         if step is self.opener or summed_of(step):
             return [batch for batch in left if batch]
@@ -188,8 +197,8 @@ class _Gathered:
         have: items whose numbers are here.
     """
 
-    def __init__(self, total: int, summed: frozenset[str]) -> None:
-        self.total, self.summed = total, summed
+    def __init__(self, summed: frozenset[str]) -> None:
+        self.summed = summed
         self.have: set[int] = set()
         self.failures: dict[int, str] = {}
         self._order: list[int] = []
@@ -226,6 +235,8 @@ class _Gathered:
         return part.numbers
 
     def result(self) -> dict[str, Tensor]:
+        if not self._rows:
+            return self._sums
         back = torch.argsort(torch.tensor(self._order))
         return self._sums | {name: torch.cat(rows)[back] for name, rows in self._rows.items()}
 
