@@ -120,6 +120,7 @@ def _cost(
 
 def _show(model: PatchModel, command: str, found: Plan, made_up: bool) -> None:
     from patchkit.model import EdgeGraph
+    from patchkit.runtime.memory import bytes_text
 
     graph = EdgeGraph.of(model.dims)
     lengths = f"{found.prompts:,} pairs, {found.tokens:,} tokens" + (" (made up)" if made_up else "")
@@ -131,11 +132,11 @@ def _show(model: PatchModel, command: str, found: Plan, made_up: bool) -> None:
         ("batches", f"{found.batches:,} of at most {found.batch_tokens:,} tokens"),
         ("forwards", f"{found.forward_equivalents:,.1f} a prompt (a backward counts one more)"),
         ("operations", f"{found.flops:.2e} FLOP"),
-        ("weights", _bytes(found.weights)),
-        ("forward and backward", _bytes(found.passes)),
-        ("beyond these", _bytes(found.beyond)),
-        ("memory at the most", _bytes(found.peak)),
-        ("disk", _bytes(found.disk)),
+        ("weights", bytes_text(found.weights)),
+        ("forward and backward", bytes_text(found.passes)),
+        ("beyond these", bytes_text(found.beyond)),
+        ("memory at the most", bytes_text(found.peak)),
+        ("disk", bytes_text(found.disk)),
         ("requests (hosted)", f"{found.batches:,}, one a batch"),
     ]
     table = plain_table(f"patchkit {command}", "")
@@ -146,8 +147,3 @@ def _show(model: PatchModel, command: str, found: Plan, made_up: bool) -> None:
         give(
             f"A smaller --max-batch-tokens takes less memory: a batch has up to {found.batch_tokens:,} tokens here."
         )
-
-
-def _bytes(count: int) -> str:
-    power = max(0, min(3, (len(str(count)) - 1) // 3))
-    return f"{count / 1000**power:,.1f} {('B', 'kB', 'MB', 'GB')[power]}"

@@ -11,10 +11,10 @@ import errno
 import functools
 import gc
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import psutil
 import torch
@@ -79,34 +79,23 @@ def _says_so(error: Exception) -> bool:
 
 
 def release_memory() -> None:
-    """Gives back what can be given back; call it while the error is being handled, or after.
+    """Gives back what can be given back; call it after an error of memory was dealt with, or while it is handled.
 
-    The frames that a batch failed in keep its tensors as long as the error is there: they are emptied first.
+    The frames that a batch failed in keep its tensors as long as the error has its traceback: an error that is being
+    handled loses it.
     """
     error, seen = sys.exc_info()[1], set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        # nnsight keeps the frames of the trace's body apart.
-        for trace in (error.__traceback__, getattr(error, "__intervention_tb__", None)):
-            _empty_frames(trace)
+        # nnsight keeps the frames of the trace's body apart; their variables are not the frames' own.
+        for trace in (error.__traceback__, vars(error).pop("__intervention_tb__", None)):
+            # Frames that are still running are left as they are.
+            traceback.clear_frames(trace)
+        error.__traceback__ = None
         error = error.__cause__ or error.__context__
     gc.collect()
     clear_device_cache()
     _trim_heap()
-
-
-def _empty_frames(trace: TracebackType | None) -> None:
-    """Drops the local variables of a traceback's frames and of those that called them, which nnsight leaves out of it."""
-    while trace is not None:
-        frame = trace.tb_frame
-        while frame is not None:
-            try:
-                frame.clear()
-            except RuntimeError:
-                # It is still running, and so are all that called it.
-                break
-            frame = frame.f_back
-        trace = trace.tb_next
 
 
 def _trim_heap() -> None:
@@ -205,7 +194,7 @@ def _largest(rises: Sequence[int | None]) -> int | None:
     return max(known) if known else None
 
 
-def bytes_text(count: float) -> str:
+def bytes_text(count: int | float) -> str:
     """Bytes for a person: 999 B, 1.5 kB, 2.0 GB."""
     power, units = 0, ("B", "kB", "MB", "GB", "TB")
     # What would round to 1,000.0 is one of the next unit.
