@@ -48,7 +48,8 @@ class Triple:
     original_answer_id: int | None = None
     alternate_answer_id: int | None = None
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+    # Kept for the user: no number depends on it.
+    meta: dict[str, Any] = field(default_factory=dict, compare=False)
     alternate_spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     where: str = field(default="", compare=False)
 

@@ -36,7 +36,8 @@ class Pair:
     wrong_id: int
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     id: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
+    # Kept for the user: no number depends on it.
+    meta: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def read_pairs(

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,8 @@ def _array(to: _Hash, value: np.ndarray) -> None:
 
 
 def _function(value: FunctionType | BuiltinFunctionType) -> str:
+    if isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, ModuleType):
+        raise TypeError(f"{value.__qualname__} is bound to something, which has a content of its own")
     name = _name(value)
     if "<" in name:
         raise TypeError(

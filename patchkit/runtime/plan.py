@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from patchkit.model import Dims
 from patchkit.runtime.batch_memory import Shape, pass_bytes
 from patchkit.runtime.program import Cost
-from patchkit.runtime.scheduler import length_buckets
+from patchkit.runtime.batching import length_buckets
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,10 @@ def test_the_id_form_needs_no_tokenizer_and_keeps_the_rest(tmp_path):
     row = {**IDS, "id": "first", "spans": {"name": [1, 2]}, "template": "ABBA", "clean": "in words"}
     pairs = read_pairs(lines(tmp_path / "p.jsonl", row, "", IDS), None, vocab_size=7)
     assert pairs == [
-        Pair(
-            (1, 2, 3), (1, 4, 3), 5, 6, {"name": (1, 2)}, "first", {"template": "ABBA", "clean": "in words"}
-        ),
+        Pair((1, 2, 3), (1, 4, 3), 5, 6, {"name": (1, 2)}, "first"),
         Pair((1, 2, 3), (1, 4, 3), 5, 6, {}, "1", {}),
     ]
+    assert [pair.meta for pair in pairs] == [{"template": "ABBA", "clean": "in words"}, {}]
 
 
 def test_the_text_form_gets_the_tokenizers_bos_and_the_continuing_answer(tmp_path):
@@ -74,7 +73,8 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, rows):
     ]
     path = tmp_path_factory.mktemp("pairs") / "deep" / "p.jsonl"
     write_pairs(path, pairs)
-    assert read_pairs(path, None, vocab_size=100) == pairs
+    found = read_pairs(path, None, vocab_size=100)
+    assert found == pairs and [pair.meta for pair in found] == [pair.meta for pair in pairs]
     assert [entry.name for entry in path.parent.iterdir()] == ["p.jsonl"]
 
 
