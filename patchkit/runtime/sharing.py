@@ -13,11 +13,23 @@ from typing import Any
 
 from patchkit.runtime.execution import current_execution
 from patchkit.runtime.processes import Group
-from patchkit.runtime.queue import Inbox, Part, RunStep, claim, claimed_by, clear, closed, speaker
+from patchkit.runtime.queue import Inbox, Part, Prepare, RunStep, claim, claimed_by, clear, closed, speaker
 from patchkit.runtime.work import BatchRunner, raise_error
 
 #: Seconds between two looks at who is alive.
 _LOOK_SECONDS = 1.0
+
+
+def announce_model(source: str, **options: Any) -> None:
+    """Tells the other processes, if there are any, which model will be needed: they open it while this one opens its own.
+
+    Args:
+        options: of `patchkit.load`.
+    """
+    group = current_execution().group
+    if group is not None and group.size > 1:
+        given = {"device_map": None, **options}
+        speaker(group).say(Prepare({"source": source, **given}))
 
 
 def own_order(batches: int, rank: int, size: int) -> list[int]:
