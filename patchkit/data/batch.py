@@ -85,6 +85,27 @@ class Batch:
         """The same batch on another device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device))
 
+    def take(self, rows: Int[Tensor, " chosen"]) -> Batch:
+        """Some rows, in any order and as often as they are named."""
+        rows = rows.to(self.input_ids.device)
+        return Batch(self.input_ids[rows], self.attention_mask[rows])
+
+    def repeat(self, times: int) -> Batch:
+        """The whole batch so many times, one after the other."""
+        return self.take(torch.arange(self.rows).repeat(times))
+
+    def until(self, column: int) -> Batch:
+        """The columns before this one."""
+        return Batch(self.input_ids[:, :column], self.attention_mask[:, :column])
+
+    def followed_by(self, other: Batch) -> Batch:
+        """The rows of both, of one width, as one batch on this one's device."""
+        other = other.to(self.input_ids.device)
+        return Batch(
+            torch.cat([self.input_ids, other.input_ids]),
+            torch.cat([self.attention_mask, other.attention_mask]),
+        )
+
     def split_last(self) -> tuple[Batch, Int[Tensor, "rows 1"]]:
         """Everything before the last token, and the last tokens [rows, 1].
 
@@ -96,7 +117,7 @@ class Batch:
             raise InputError(
                 f"row {row} of the batch has one token; splitting off the last needs at least two"
             )
-        return Batch(self.input_ids[:, :-1], self.attention_mask[:, :-1]), self.input_ids[:, -1:]
+        return self.until(self.width - 1), self.input_ids[:, -1:]
 
 
 def positions(batch: Batch, index: int | Sequence[int]) -> Int[Tensor, " rows"]:

@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchkit.data import Batch
 from patchkit.methods._edge_batch import EdgeBatch
 from patchkit.methods._edge_products import SenderChanges, edge_products
 from patchkit.methods._edge_pushes import pushed
@@ -78,7 +77,7 @@ def _sender_paths(
     """Scores of the edges of some senders of one layer; a row is a sender at a point of its path in a pair."""
     model, graph, base = batch.model, batch.graph, batch.pairs.base
     copies, pairs = len(numbers) * len(points), base.rows
-    rows = Batch(base.input_ids.repeat(copies, 1), base.attention_mask.repeat(copies, 1))
+    rows = base.repeat(copies)
 
     def spread(value: Tensor) -> Tensor:
         return value.repeat(copies, *[1] * (value.ndim - 1))

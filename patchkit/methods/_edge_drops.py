@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchkit.data import Batch
 from patchkit.methods._edge_batch import EdgeBatch
 from patchkit.methods._edge_products import SenderChanges, layer_products
 from patchkit.methods._edge_receivers import LayerVectors, clean
@@ -173,8 +172,7 @@ def _fixed(
     at_once = max(1, ATTENDED_TOKENS // (pairs * width))
     for numbers in torch.arange(upstream).split(at_once):
         moved = _moved_streams(changes, numbers, stream)
-        rows = Batch(base.input_ids.repeat(len(numbers), 1), base.attention_mask.repeat(len(numbers), 1))
-        made = attended(model, rows, layer, moved.flatten(0, 1))
+        made = attended(model, base.repeat(len(numbers)), layer, moved.flatten(0, 1))
         for row, number in enumerate(numbers.tolist()):
             mine = slice(row * pairs, (row + 1) * pairs)
             effects = _effects(batch, plain, made.queries[mine], made.keys[mine])

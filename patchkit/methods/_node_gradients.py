@@ -48,9 +48,9 @@ class NodeReduction:
         self, kind: str, layer: LayerGradients, gradient: Tensor
     ) -> Float[Tensor, "pairs places units"]:
         """(put in - own) . gradient, AtP's estimate."""
-        own = _precise(layer.values[kind])
-        difference = _precise(self.put_in[Site(kind, layer.layer)].to(own.device)) - own
-        product = difference * _precise(gradient)
+        put_in = self.put_in[Site(kind, layer.layer)]
+        own, gradient = (_precise(_last(value, put_in.shape[1])) for value in (layer.values[kind], gradient))
+        product = (_precise(put_in.to(own.device)) - own) * gradient
         match KINDS[kind].unit:
             case "neuron":
                 return self._by_place(kind, product)
@@ -81,7 +81,10 @@ class NodeReduction:
         if kind == "q":
             of_query = query_effects(patched, queries, keys, attention)
             return lambda gradient: self._by_place(kind, of_query(gradient))
-        cover = self.cover.to(queries.device)
+        # Keys of columns that were run before stay as they are.
+        before = keys.shape[1] - patched.shape[1]
+        patched = torch.cat([keys[:, :before], patched], dim=1)
+        cover = torch.nn.functional.pad(self.cover.to(queries.device), (before, 0))
         several = (cover.sum(-1) > 1).any(0)
         together = {
             place: keys_together(patched, queries, keys, cover[:, place], attention)
@@ -92,7 +95,7 @@ class NodeReduction:
         def effects(gradient: Tensor) -> Tensor:
             if alone is None:
                 return torch.stack([together[place](gradient) for place in range(cover.shape[1])], dim=1)
-            scores = self._by_place(kind, alone(gradient))
+            scores = self._by_place(kind, _last(alone(gradient), self.cover.shape[2]))
             for place, of_keys in together.items():
                 scores[:, place] = of_keys(gradient)
             return scores
@@ -116,6 +119,11 @@ def _mean_over_drops(kind: str, scores: Iterable[tuple[int, Tensor]]) -> dict[st
     drops = sum(weight for weight, _ in terms)
     weighted = torch.stack([term for _, term in terms])
     return {f"signed.{kind}": weighted.sum(0) / drops, f"magnitude.{kind}": weighted.abs().sum(0) / drops}
+
+
+def _last(value: Tensor, columns: int) -> Tensor:
+    """The last columns of `[pairs, columns, ...]`: keys and values are of those that were run before too."""
+    return value[:, value.shape[1] - columns :]
 
 
 def _precise(value: Tensor) -> Tensor:

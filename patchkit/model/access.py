@@ -83,12 +83,19 @@ def canonical(model: PatchModel, site: Site, raw: Tensor) -> Tensor:
 def read_site(model: PatchModel, site: Site) -> Tensor:
     """The site's activation in canonical shape; call it inside a trace, sites in execution order."""
     raw = raw_site(model, site)
+    if site.kind in ("k", "v"):
+        # Attention is given those of earlier columns too, where these were run before.
+        queries = raw_site(model, Site("q", site.layer))
+        return canonical(model, site, raw[:, :, raw.shape[2] - queries.shape[2] :])
     # resid_mid is written in place, so what is read of it must be a copy.
     return raw.clone() if site.kind == "resid_mid" else canonical(model, site, raw)
 
 
 def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
-    """Replaces the site's activation by `value` in canonical shape; call it inside a trace, after any read of it."""
+    """Replaces the site's activation by `value` in canonical shape; call it inside a trace, after any read of it.
+
+    Keys and values of columns that were run before stay as they are.
+    """
     block, arch = model.block(site.layer), model.arch
     match site.kind:
         case "resid_pre":
@@ -113,7 +120,10 @@ def write_site(model: PatchModel, site: Site, value: Tensor) -> None:
             call = _attention_call(block, arch.attn)
             arguments, keywords = call.inputs
             place = _ATTENTION_ARGUMENT[site.kind]
-            replaced = (*arguments[:place], value.transpose(1, 2), *arguments[place + 1 :])
+            used, value = arguments[place], value.transpose(1, 2)
+            if value.shape[2] < used.shape[2]:
+                value = torch.cat([used[:, :, : used.shape[2] - value.shape[2]], value], dim=2)
+            replaced = (*arguments[:place], value, *arguments[place + 1 :])
             call.inputs = (replaced, keywords)
         case _:
             which = _PROJECTION[site.kind]

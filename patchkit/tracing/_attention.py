@@ -19,7 +19,8 @@ class Attention:
     Attributes:
         scaling: of the dot products.
         softcap: limit of the scores (Gemma-2), or None.
-        allowed: which keys each query sees, `[batch, query, key]`; the diagonal always, so that padding has a softmax.
+        allowed: which keys each query sees, `[batch, query, key]`; its own always, so that padding has a softmax. The
+            queries are those of the last columns, where the first were run before.
     """
 
     scaling: float
@@ -28,10 +29,11 @@ class Attention:
 
 
 def attention_of(model: PatchModel, layer: int, mask: Tensor) -> Attention:
-    """The layer's attention over a batch with this padding mask; call it inside a trace, at the layer's queries."""
+    """The layer's attention over a batch whose columns have this padding mask; call it inside a trace, at the layer's
+    queries."""
     queries, _, keywords = attention_arguments(model, layer)
     place = torch.arange(mask.shape[1], device=mask.device)
-    distance = place[:, None] - place
+    distance = place[len(place) - queries.shape[1] :, None] - place
     seen = distance >= 0
     window = keywords.get("sliding_window")
     if window is not None:

@@ -87,11 +87,7 @@ def run_both(
         base, source: of one width.
     """
     pairs, arch, layers = base.rows, model.arch, range(model.dims.n_layers)
-    ids, mask = (
-        torch.cat([getattr(base, name), getattr(source, name).to(getattr(base, name))])
-        for name in ("input_ids", "attention_mask")
-    )
-    inputs = forward_inputs(model, Batch(ids, mask))
+    inputs = forward_inputs(model, base.followed_by(source))
     with torch.no_grad():
         with model.lm.trace(**inputs):
             placed = position_embedding(model)

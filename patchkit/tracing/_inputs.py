@@ -11,19 +11,26 @@ from torch import Tensor
 from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
+from patchkit.tracing.suffix import SuffixBatch
 
 
 def forward_inputs(model: PatchModel, batch: Batch, *, use_cache: bool = False) -> dict[str, Any]:
-    """Keyword arguments of a forward over a left-padded batch; logits are computed at the last position only."""
+    """Keyword arguments of a forward over a left-padded batch; logits are computed at the last position only.
+
+    Of a batch whose first columns were run before, the mask is that of all columns.
+    """
     model.require_weights()
     batch = batch.to(model.embed_device)
-    return {
+    inputs: dict[str, Any] = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "position_ids": batch.position_ids,
         "use_cache": use_cache,
         "logits_to_keep": 1,
     }
+    if isinstance(batch, SuffixBatch):
+        inputs |= {"attention_mask": batch.whole_mask, "past_key_values": batch.past(), "use_cache": True}
+    return inputs
 
 
 def pick_columns(activation: Tensor, columns: Int[Tensor, " batch"] | None) -> Tensor:

@@ -51,7 +51,7 @@ class PlainRun:
             return {layer: take(value) for layer, value in values.items()}
 
         return PlainRun(
-            batch=Batch(take(self.batch.input_ids), take(self.batch.attention_mask)),
+            batch=self.batch.take(index),
             attention=each(self.attention),
             mlp=each(self.mlp),
             final=take(self.final),

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from patchkit.data.batch import Batch
 from patchkit.model import PatchModel, Site
-from patchkit.model.access import prepare, read_site
+from patchkit.model.access import attention_arguments, prepare
 from patchkit.tracing._attention import Attention as Attention
 from patchkit.tracing._attention import attention_of
 from patchkit.tracing._inputs import forward_inputs
 
 
 class Attended(NamedTuple):
-    """Queries and keys as used by attention, behind rotary and norms, and how the layer attends."""
+    """Queries and keys as used by attention, behind rotary and norms, and how the layer attends.
+
+    Keys are of all columns, those that were run before too.
+    """
 
     queries: Float[Tensor, "rows position head d_head"]
-    keys: Float[Tensor, "rows position kv_head d_head"]
+    keys: Float[Tensor, "rows column kv_head d_head"]
     attention: Attention
 
 
@@ -44,7 +47,7 @@ def attended(
             if layer == 0:
                 model.block(0).input = stream
             attention = attention_of(model, layer, inputs["attention_mask"])
-            queries, keys = (read_site(model, Site(kind, layer)) for kind in ("q", "k"))
+            queries, keys, _ = attention_arguments(model, layer)
             kept = nnsight.save((queries, keys, attention.scaling, attention.softcap, attention.allowed))
             tracer.stop()
     queries, keys, scaling, softcap, allowed = kept

@@ -27,7 +27,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
 from patchkit.model.access import module_at, skip_projections
@@ -132,9 +131,8 @@ class _Run:
             self.mlps.append([bool(computed[graph.mlp_sender(layer)]) for layer in layers])
 
     def forward_inputs(self) -> dict[str, Any]:
-        batch, times = self.cut.batch, self.copies * len(self.circuits)
-        rows = Batch(batch.input_ids.repeat(times, 1), batch.attention_mask.repeat(times, 1))
-        return forward_inputs(self.model, rows)
+        times = self.copies * len(self.circuits)
+        return forward_inputs(self.model, self.cut.batch.repeat(times))
 
     def run(self) -> None:
         model, arch, cut = self.model, self.model.arch, self.cut

@@ -35,7 +35,7 @@ class LayerGradients:
     """Activations of one layer and the gradients of the metric's sum over rows at them, in canonical shapes.
 
     Attributes:
-        values: by node kind.
+        values: by node kind; keys and values as used (`k`, `v`) are of all columns, those that were run before too.
         gradients: by node kind, each with how many drops it stands for; without drops one gradient of weight 1. Drops
             for which the gradient is zero are left out, so the weights are L - 1 in all, or L for the residual stream.
         attention: where it was asked for.

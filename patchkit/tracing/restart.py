@@ -19,7 +19,7 @@ import nnsight
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from patchkit.data.batch import Batch
 from patchkit.errors import InputError
@@ -28,6 +28,7 @@ from patchkit.model.access import module_at, prepare, raw_site, read_site, write
 from patchkit.tracing._inputs import forward_inputs
 from patchkit.tracing._swap import SharedPrefix
 from patchkit.tracing._swap import Swap as Swap
+from patchkit.tracing.suffix import kept_cache
 
 #: Kinds of a layer at which a patch leaves its attention as it was, in execution order.
 BEHIND_ATTENTION = tuple(KINDS)[tuple(KINDS).index("z") :]
@@ -42,7 +43,8 @@ class BaseRun:
     Attributes:
         batch: its prompts, `[pairs, width]`.
         streams: the residual stream before each layer, `[pairs, width, d_model]`.
-        keys, values: of each layer as attention uses them, `[pairs, kv_head, width, d_head]`.
+        keys, values: of each layer as attention uses them, `[pairs, kv_head, columns, d_head]`: of the batch's columns,
+            and of those before them where these were run before.
         heads: z at the layers that can be restarted behind their attention, `[pairs, width, head, d_head]`.
         logits: at the last position.
         own: activations of the sites that were asked for, canonical shapes.
@@ -73,8 +75,7 @@ def compute_base(
         check_site(site, model.dims)
     prepare(model, read)
     inputs = forward_inputs(model, batch, use_cache=True)
-    # Not the model's own kind of cache: that of a layer with a sliding window forgets what is out of sight at the end.
-    inputs["past_key_values"] = DynamicCache()
+    inputs["past_key_values"] = kept_cache(batch)
     streams, heads = [Site("resid_pre", layer) for layer in layers], [Site("z", i) for i in behind_attention]
     visited = sorted({*read, *streams, *heads})
     with torch.no_grad():
@@ -290,16 +291,15 @@ class _Rows:
 
 
 def _inputs(model: PatchModel, base: BaseRun, pairs: Int[Tensor, " rows"], start: int) -> dict[str, Any]:
-    rows = pairs.to(base.batch.input_ids.device)
-    batch = Batch(base.batch.input_ids[rows], base.batch.attention_mask[rows])
-    inputs = forward_inputs(model, batch)
-    if start:
+    inputs = forward_inputs(model, base.batch.take(pairs))
+    before = start + base.keys[0].shape[2] - base.batch.width
+    if before:
         inputs["input_ids"] = inputs["input_ids"][:, start:]
         inputs["position_ids"] = inputs["position_ids"][:, start:]
         inputs["use_cache"] = True
         inputs["past_key_values"] = Cache(
             layers=[
-                SharedPrefix(keys, values, pairs, start)
+                SharedPrefix(keys, values, pairs, before)
                 for keys, values in zip(base.keys, base.values, strict=True)
             ]
         )

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from patchkit.data.batch import Batch
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
 from patchkit.tracing._inputs import forward_inputs
+from patchkit.tracing.suffix import kept_cache, whole_mask
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Prefix:
         """Keyword arguments of a forward over the rest; each call brings its own view of the cache."""
         return {
             "input_ids": self.batch.input_ids[:, self.start :],
-            "attention_mask": self.batch.attention_mask,
+            "attention_mask": whole_mask(self.batch),
             "position_ids": self.batch.position_ids[:, self.start :],
             "past_key_values": _fork(self.cache),
             "use_cache": True,
@@ -57,10 +58,11 @@ def compute_prefix(model: PatchModel, batch: Batch, start: int | None = None) ->
             f"prefix of {start} columns: expected 0 to {batch.width - 1}, the batch is {batch.width} wide"
         )
     batch = batch.to(model.embed_device)
-    cache: Cache = DynamicCache()
+    cache = kept_cache(batch)
     if start:
-        head = Batch(batch.input_ids[:, :start], batch.attention_mask[:, :start])
+        head = batch.until(start)
         inputs = forward_inputs(model, head, use_cache=True)
+        inputs["past_key_values"] = kept_cache(head)
         with torch.no_grad():
             with model.lm.trace(**inputs):
                 cache = model.lm.output.past_key_values.save()
