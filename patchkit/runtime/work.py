@@ -80,8 +80,8 @@ class BatchRunner:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Out of the handler: the error's traceback holds what filled the memory.
-        self._opened.pop(tuple(piece), None)
+        # Out of the handler: the error's traceback holds what filled the memory. What is opened is opened again.
+        self._opened.clear()
         others = bool(self._opened)
         self._opened.clear()
         release_memory()
