@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchkit.data import Batch, Metric, Pair, covering
 from patchkit.model import PatchModel
+from patchkit.tracing.prefixes import share_prefixes
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,7 @@ class PairBatch:
         source: the others.
         cover: the padded columns of each place of each pair.
         answer, wrong: what the metric compares; those of the clean prompt in both directions.
+        shared: tokens that were run for prefixes of these prompts.
     """
 
     pairs: tuple[Pair, ...]
@@ -30,6 +32,7 @@ class PairBatch:
     cover: Bool[Tensor, "pairs places width"]
     answer: Int[Tensor, " pairs"]
     wrong: Int[Tensor, " pairs"]
+    shared: int = 0
 
     @classmethod
     def of(
@@ -52,6 +55,16 @@ class PairBatch:
             answer=torch.tensor([pair.answer_id for pair in pairs], device=device),
             wrong=torch.tensor([pair.wrong_id for pair in pairs], device=device),
         )
+
+    def behind_prefix(self, model: PatchModel) -> PairBatch:
+        """The same pairs without the columns that all prompts have in common, where those need not be run again.
+
+        For runs that hold at these columns what any prompt holds there: both prompts' own runs, and patched ones that put
+        in the other prompt's activations, which are the same there. Nothing at these columns has an effect then.
+        """
+        (base, source), ran = share_prefixes(model, [self.base, self.source])
+        cover = self.cover[..., self.base.width - base.width :]
+        return replace(self, base=base, source=source, cover=cover, shared=ran)
 
     def score(
         self,

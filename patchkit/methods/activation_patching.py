@@ -54,6 +54,8 @@ class PatchSets:
 
     def run(self, model: PatchModel, items: Sequence[SetItem]) -> dict[str, Tensor]:
         batch, pair_of = _batch_of(model, items, self.direction)
+        if self.replacement.causal:
+            batch = batch.behind_prefix(model)
         metric = resolve_metric(self.metric)
         sites = self.grid.sites(torch.cat([item.nodes for item in items]))
         behind = sorted({site.layer for site in sites if site.kind in BEHIND_ATTENTION})
@@ -111,11 +113,12 @@ class PatchSets:
         found = torch.full((len(items), self.most), torch.nan, dtype=effects.dtype)
         paid = torch.zeros(len(items))
         sizes = [item.sets for item in items]
-        shared = torch.bincount(torch.tensor(pair_of), minlength=len(batch.pairs)).float()
+        of = torch.tensor(pair_of)
+        shared = torch.bincount(of, minlength=len(batch.pairs)).float()
+        ends = (2 * batch.base.lengths.cpu() / shared)[of] + batch.shared / len(items)
         for place, (each, cost) in enumerate(zip(effects.split(sizes), work.split(sizes), strict=True)):
             found[place, : len(each)] = each
-            paid[place] = cost.sum() + 2 * items[place].tokens / shared[pair_of[place]]
-        of = torch.tensor(pair_of)
+            paid[place] = cost.sum() + ends[place]
         return {"effect": found, "base": base[of], "source": source[of], "work": paid}
 
 

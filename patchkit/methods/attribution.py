@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchkit.data import Metric, Pair, kl, resolve_metric
@@ -31,6 +32,7 @@ from patchkit.results.scores import Scores
 from patchkit.runtime import Cost, Journal, Progress, run_program
 from patchkit.tracing import capture
 from patchkit.tracing.gradients import reduce_gradients
+from patchkit.tracing.suffix import whole_mask
 
 Method = Literal["atp", "atp-qk", "atp-graddrop", "atp-star"]
 METHODS: tuple[Method, ...] = ("atp", "atp-qk", "atp-graddrop", "atp-star")
@@ -49,7 +51,7 @@ class Attribution:
     """The Program of AtP and its corrections.
 
     `run` gives for each pair `signed` and `magnitude` (`[pairs, nodes]`, NaN at layers without a site), the metric of
-    the `base` and `source` runs, and the number of `layer_backwards`.
+    the `base` and `source` runs, the number of `layer_backwards`, and the `work` paid, in token-forwards.
     """
 
     grid: NodeGrid
@@ -65,6 +67,8 @@ class Attribution:
 
     def run(self, model: PatchModel, items: Sequence[PairItem]) -> dict[str, Tensor]:
         batch = PairBatch.of(model, [i.pair for i in items], [i.covered for i in items], self.direction)
+        if self.replacement.causal:
+            batch = batch.behind_prefix(model)
         metric = resolve_metric(self.metric)
         own = capture(model, batch.base, self.sites).values if self.replacement.needs_own else {}
         put_in, source_logits = self.replacement.values(model, batch, self.sites, own)
@@ -98,24 +102,38 @@ class Attribution:
             "base": found.metric,
             "source": batch.score(metric, source_logits, reference),
             "layer_backwards": torch.full((len(items),), found.layer_backwards),
+            "work": self._work(model.dims, batch),
         }
 
     def cost(self, dims: Dims, items: Sequence[PairItem]) -> Cost:
         """Two forwards and one backward a pair; GradDrop adds (L - 1) / 2 backwards; the QK fix scores of attention."""
-        tokens = sum(self.tokens(item) for item in items)
+        lengths = torch.tensor([self.tokens(item) for item in items])
+        kept = int(lengths.sum()) * len(self.sites) * dims.d_model * 4 * 2
+        return Cost(float(self._forwards(dims, lengths, lengths).sum()), kept)
+
+    def _work(self, dims: Dims, batch: PairBatch) -> Tensor:
+        """Token-forwards of each pair as they were run."""
+        queries = batch.base.lengths.cpu()
+        keys = whole_mask(batch.base).sum(1).cpu()
+        return self._forwards(dims, queries, keys) + batch.shared / len(queries)
+
+    def _forwards(
+        self, dims: Dims, queries: Int[Tensor, " items"], keys: Int[Tensor, " items"]
+    ) -> Float[Tensor, " items"]:
+        """Token-forwards of prompts that run so many tokens, which attend to so many."""
         lowest = min(site.layer for site in self.sites)
         above = dims.n_layers - lowest
         passes = 3.0 + (1.0 if self.replacement.needs_own else 0.0)
         extra = above * (above - 1) / 2 / dims.n_layers if self.grad_drop else 0.0
         fixed = [site.layer for site in self.sites if self.qk_fix and site.kind in ("q", "k")]
-        # Products of T keys with T queries: the own and the patched run's scores, and the gradient for every drop.
+        # Products of keys with queries: the own and the patched run's scores, and the gradient for every drop.
         products = 2 * len(fixed) + len(set(fixed)) * (dims.n_layers if self.grad_drop else 1)
         layer = (
             2 * dims.d_model * (dims.n_heads + dims.n_kv_heads) * dims.d_head + 3 * dims.d_model * dims.d_mlp
         )
-        scores = sum(self.tokens(item) ** 2 for item in items) * dims.n_heads * dims.d_head
-        kept = tokens * len(self.sites) * dims.d_model * 4 * 2
-        return Cost(tokens * (passes + extra) + products * scores / (layer * dims.n_layers), kept)
+        queries = queries.double()
+        scores = queries * keys * dims.n_heads * dims.d_head
+        return queries * (passes + extra) + products * scores / (layer * dims.n_layers)
 
     def _flat(self, layers: Mapping[int, dict[str, Tensor]], name: str, pairs: int) -> Tensor:
         """The layers' tensors as `[pairs, nodes]`."""
@@ -190,7 +208,7 @@ def attribute(
         )
     unasked = torch.ones(len(asked.grid), dtype=torch.bool)
     unasked[asked.ids] = False
-    cost = program.cost(model.dims, items).forwards / sum(program.tokens(item) for item in items)
+    cost = float(found["work"].sum()) / sum(program.tokens(item) for item in items)
     return Scores(
         grid=asked.grid,
         method=method,
