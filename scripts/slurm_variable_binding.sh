@@ -31,7 +31,8 @@ if [[ -z ${PROCESSES:-} ]]; then
     PROCESSES=$(( gpus / GPUS_PER_REPLICA ))
     (( PROCESSES >= 1 )) || PROCESSES=1
 fi
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${nodes[0]:?scontrol names no node of this job}
 MASTER_PORT=${MASTER_PORT:-29500}
 # Slurm runs a copy of this file from its spool; the repository is where sbatch was called, or as said.
 HERE=${PATCHKIT_DIR:-${SLURM_SUBMIT_DIR:-$PWD}}

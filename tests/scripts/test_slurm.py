@@ -1,4 +1,4 @@
-"""The Slurm script, with two nodes that are two process groups' agents on this machine: a stand-in for srun starts both."""
+"""The Slurm script, with two nodes that are two agents on this machine: a stand-in for srun starts both."""
 
 from __future__ import annotations
 
