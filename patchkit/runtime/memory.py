@@ -10,8 +10,6 @@ import ctypes
 import errno
 import functools
 import gc
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -79,20 +77,11 @@ def _says_so(error: Exception) -> bool:
 
 
 def release_memory() -> None:
-    """Gives back what can be given back; call it after an error of memory was dealt with, or while it is handled.
+    """Gives back what can be given back.
 
-    The frames that a batch failed in keep its tensors as long as the error has its traceback: an error that is being
-    handled loses it.
+    Call it when the handler of the error has ended: an error keeps its traceback, and that the frames that a batch failed
+    in, with all their tensors. nnsight's hold each other in cycles, which is why garbage is collected.
     """
-    error, seen = sys.exc_info()[1], set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        # nnsight keeps the frames of the trace's body apart; their variables are not the frames' own.
-        for trace in (error.__traceback__, vars(error).pop("__intervention_tb__", None)):
-            # Frames that are still running are left as they are.
-            traceback.clear_frames(trace)
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
     gc.collect()
     clear_device_cache()
     _trim_heap()
