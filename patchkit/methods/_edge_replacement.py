@@ -13,8 +13,8 @@ from patchkit.data import Batch, Pair
 from patchkit.errors import InputError
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._pair_batch import PairBatch
-from patchkit.model import PatchModel
-from patchkit.runtime import length_buckets
+from patchkit.model import Dims, PatchModel
+from patchkit.runtime import Cost, run_program
 from patchkit.tracing.senders import Senders, capture_senders
 
 
@@ -86,21 +86,61 @@ def edge_replacement(
 
 
 def _means(model: PatchModel, reference: Sequence[Pair], options: EdgeOptions, positional: bool) -> Senders:
-    prompts = [pair.corrupt_ids if options.direction == "noise" else pair.clean_ids for pair in reference]
-    total: list[Tensor] = []
-    counted = len(prompts) if positional else sum(len(prompt) for prompt in prompts)
-    for indices in length_buckets([len(prompt) for prompt in prompts], options.max_batch_tokens):
-        batch = Batch.from_ids([prompts[i] for i in indices], model.pad_id)
+    program = SenderSums(options.direction, positional)
+    found = run_program(
+        program,
+        model,
+        reference,
+        max_batch_tokens=options.max_batch_tokens,
+        label="means of the reference set",
+    )
+    counted = len(reference) if positional else sum(len(pair.clean_ids) for pair in reference)
+    mean = {name: (total / counted).to(model.dtype) for name, total in found.items()}
+    return Senders(mean["input"], tuple(mean["heads"].unbind()), tuple(mean["mlps"].unbind()))
+
+
+@dataclass(frozen=True, eq=False)
+class SenderSums:
+    """The Program of means: what senders hold in the source runs, added up over prompts, `[(layer,) 1, positions, ...]`.
+
+    Attributes:
+        positional: keep positions apart; else add up over all tokens too.
+    """
+
+    direction: str
+    positional: bool
+
+    @property
+    def summed(self) -> frozenset[str]:
+        return frozenset({"input", "heads", "mlps"})
+
+    def tokens(self, item: Pair) -> int:
+        return len(item.clean_ids)
+
+    def run(self, model: PatchModel, items: Sequence[Pair]) -> dict[str, Tensor]:
+        prompts = [pair.corrupt_ids if self.direction == "noise" else pair.clean_ids for pair in items]
+        batch = Batch.from_ids(prompts, model.pad_id)
         run, _ = capture_senders(model, batch)
-        for place, value in enumerate((run.input, *run.heads, *run.mlps)):
-            real = batch.attention_mask.to(value.device).bool()
-            # In float64, so that the order of the prompts cannot be seen in the result; padding may hold anything.
-            kept = value.double().masked_fill(~real.reshape(*real.shape, *[1] * (value.ndim - 2)), 0.0)
-            added = kept.sum(0, keepdim=True) if positional else kept.sum((0, 1), keepdim=True)
-            if place < len(total):
-                total[place] = total[place] + added
-            else:
-                total.append(added)
-    first, *rest = [(value / counted).to(model.dtype) for value in total]
-    layers = model.dims.n_layers
-    return Senders(first, tuple(rest[:layers]), tuple(rest[layers:]))
+        return {
+            "input": self._sum(run.input, batch),
+            "heads": torch.stack([self._sum(value, batch) for value in run.heads]),
+            "mlps": torch.stack([self._sum(value, batch) for value in run.mlps]),
+        }
+
+    def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
+        """A forward over every source prompt, whose senders are kept, and one of them in double precision."""
+        tokens = len(items) * max(len(item.clean_ids) for item in items)
+        heads = dims.n_heads * dims.d_head
+        kept = dims.d_model + dims.n_layers * (heads + dims.d_model)
+        held = kept * dims.itemsize + 16 * max(heads, dims.d_model)
+        return Cost(float(sum(len(item.clean_ids) for item in items)), tokens * held)
+
+    def _sum(
+        self, value: Float[Tensor, "pairs position ..."], batch: Batch
+    ) -> Float[Tensor, "1 positions ..."]:
+        # Apple's GPUs have no double precision.
+        value = value.cpu() if value.device.type == "mps" else value
+        real = batch.attention_mask.to(value.device).bool()
+        # In float64, so that the order of the prompts cannot be seen in the result; padding may hold anything.
+        kept = value.double().masked_fill(~real.reshape(*real.shape, *[1] * (value.ndim - 2)), 0.0)
+        return (kept.sum(0, keepdim=True) if self.positional else kept.sum((0, 1), keepdim=True)).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from patchkit.data import Batch, Pair
 from patchkit.errors import InputError
 from patchkit.methods._node_options import NodeOptions
 from patchkit.methods._pair_batch import PairBatch
-from patchkit.model import KINDS, PatchModel, Site
-from patchkit.runtime import length_buckets
+from patchkit.model import KINDS, Dims, PatchModel, Site
+from patchkit.runtime import Cost, run_program
 from patchkit.tracing import capture
 
 
@@ -56,7 +57,7 @@ class Replacement:
                 made[site] = torch.zeros(shape, dtype=model.dtype, device=model.embed_device)
             elif self.ablation == "mean":
                 assert self.means is not None
-                made[site] = self.means[site].expand(shape)
+                made[site] = self.means[site].to(model.embed_device).expand(shape)
             else:
                 made[site] = self._noised(site, own[site], batch)
         return made, run.logits
@@ -110,12 +111,45 @@ def replacement(
 def _means(
     model: PatchModel, reference: Sequence[Pair], options: NodeOptions, sites: Sequence[Site]
 ) -> dict[Site, Tensor]:
-    prompts = [pair.corrupt_ids if options.direction == "noise" else pair.clean_ids for pair in reference]
-    total: dict[Site, Tensor] = {}
-    for indices in length_buckets([len(prompt) for prompt in prompts], options.max_batch_tokens):
-        run = capture(model, Batch.from_ids([prompts[i] for i in indices], model.pad_id), sites)
-        for site, value in run.values.items():
-            # In float64, so that the order of the prompts cannot be seen in the result.
-            added = value.double().sum(0)
-            total[site] = added if site not in total else total[site] + added
-    return {site: (value / len(prompts)).to(model.dtype) for site, value in total.items()}
+    program = SourceSums(tuple(sites), options.direction)
+    found = run_program(
+        program,
+        model,
+        reference,
+        max_batch_tokens=options.max_batch_tokens,
+        label="means of the reference set",
+    )
+    return {site: (found[str(site)] / len(reference)).to(model.dtype) for site in sites}
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSums:
+    """The Program of means: what each site holds in the source runs, added up position by position."""
+
+    sites: tuple[Site, ...]
+    direction: str
+
+    @property
+    def summed(self) -> frozenset[str]:
+        return frozenset(map(str, self.sites))
+
+    def tokens(self, item: Pair) -> int:
+        return len(item.clean_ids)
+
+    def run(self, model: PatchModel, items: Sequence[Pair]) -> dict[str, Tensor]:
+        prompts = [pair.corrupt_ids if self.direction == "noise" else pair.clean_ids for pair in items]
+        run = capture(model, Batch.from_ids(prompts, model.pad_id), self.sites)
+        # In float64, so that the order of the prompts cannot be seen in the result; Apple's GPUs have none.
+        return {
+            str(site): (value.cpu() if value.device.type == "mps" else value).sum(0, dtype=torch.float64)
+            for site, value in run.values.items()
+        }
+
+    def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
+        """A forward over every source prompt."""
+        width = max(len(item.clean_ids) for item in items)
+        numbers = sum(math.prod(KINDS[site.kind].shape(dims)) for site in self.sites)
+        return Cost(
+            float(sum(len(item.clean_ids) for item in items)),
+            width * numbers * (len(items) * dims.itemsize + 8),
+        )
