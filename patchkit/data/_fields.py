@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 
 from patchkit.data._records import Record, kind
+
+# As a CSV writes a token id.
+_DIGITS = re.compile("[0-9]{1,18}")
 
 
 def check_columns(record: Record, needed: Sequence[str], known: Sequence[str]) -> None:
@@ -32,9 +36,9 @@ def check_columns(record: Record, needed: Sequence[str], known: Sequence[str]) -
 
 
 def whole_number(record: Record, column: str) -> int:
-    """An integer column; CSV fields are read as decimal digits."""
+    """An integer column; where there are no types, decimal digits."""
     value = record.values[column]
-    if isinstance(value, str) and value.strip().isdecimal():
+    if not record.typed and isinstance(value, str) and _DIGITS.fullmatch(value.strip()):
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise record.error(f"{column} must be one whole number, found {kind(value)} {value!r}")
@@ -47,6 +51,14 @@ def text(record: Record, column: str) -> str:
     if not isinstance(value, str) or not value:
         raise record.error(f"{column} must be text that is not empty, found {kind(value)} {value!r}")
     return value
+
+
+def name(record: Record, column: str) -> str:
+    """A column that names the record: text that is not empty, or a whole number."""
+    value = record.values[column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text(record, column)
 
 
 def token_id(record: Record, column: str, vocab_size: int | None) -> int:

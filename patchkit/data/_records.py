@@ -19,16 +19,21 @@ from datasets import Dataset
 
 from patchkit.errors import InputError
 from patchkit.files import atomic_write
+from patchkit.reading import parse_json, read_text
 
 Source = str | Path | Dataset
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line or row: `where` says which one, for messages; `values` holds the columns."""
+    """One line or row: `where` says which one, for messages; `values` holds the columns.
+
+    Those of JSON are `typed`; in a CSV, and in a dataset that was made of one, a number may be a text of digits.
+    """
 
     where: str
     values: Mapping[str, Any]
+    typed: bool = True
 
     def error(self, message: str) -> InputError:
         """An InputError about this record."""
@@ -50,32 +55,24 @@ def read_records(source: Source, what: str) -> list[Record]:
     error. Arrow cannot tell an absent key from a null one, so nulls in a Dataset count as absent.
     """
     if isinstance(source, Dataset):
-        rows = [{key: value for key, value in dict(row).items() if value is not None} for row in source]
-        records = [Record(f"dataset row {index}", row) for index, row in enumerate(rows)]
+        # Rows as plain values, whatever format the dataset was set to.
+        plain = source.with_format(None)
+        rows = [{key: value for key, value in dict(row).items() if value is not None} for row in plain]
+        records = [Record(f"dataset row {index}", row, typed=False) for index, row in enumerate(rows)]
         if not records:
             raise InputError(f"the dataset of {what} has no rows; expected at least one")
         return records
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"{what}: expected a file or a datasets.Dataset, found {type(source).__name__}; of a dataset in splits give "
+            "one of them"
+        )
     path = Path(source)
-    text = _read_text(path, what)
+    text = read_text(path, f"a file of {what} (JSON Lines or CSV)")
     records = _csv_records(path, text) if path.suffix.lower() == ".csv" else _json_records(path, text)
     if not records:
         raise InputError(f"{path}: the file of {what} is empty; expected at least one line")
     return records
-
-
-def _read_text(path: Path, what: str) -> str:
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file of {what}, found a directory; give the file inside it")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a file of {what} (JSON Lines or CSV)") from None
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected UTF-8 text, found byte {error.start} that is not; save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _json_records(path: Path, text: str) -> list[Record]:
@@ -86,14 +83,15 @@ def _json_records(path: Path, text: str) -> list[Record]:
             continue
         where = f"{path} line {number}"
         try:
-            values = json.loads(line, object_pairs_hook=_without_duplicates)
+            # NaN may stand in metadata; columns that are read want whole numbers and text.
+            values = parse_json(line, finite=False)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{where}: malformed JSON at column {error.colno} ({error.msg}); expected one complete "
                 "object a line"
             ) from None
-        except _DuplicateKey as error:
-            raise InputError(f"{where}: the key {error.key!r} appears twice; keep one of them") from None
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; expected one complete JSON object a line") from None
         if not isinstance(values, dict):
             raise InputError(
                 f"{where}: expected a JSON object, found {kind(values)}; write one object a line, without "
@@ -101,20 +99,6 @@ def _json_records(path: Path, text: str) -> list[Record]:
             )
         records.append(Record(where, values))
     return records
-
-
-class _DuplicateKey(Exception):
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-
-def _without_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in items:
-        if key in result:
-            raise _DuplicateKey(key)
-        result[key] = value
-    return result
 
 
 def _csv_records(path: Path, text: str) -> list[Record]:
@@ -138,7 +122,8 @@ def _csv_records(path: Path, text: str) -> list[Record]:
                     f"{path} line {reader.line_num}: expected {len(header)} fields as in the header, "
                     f"found {len(row)}; quote fields that hold commas"
                 )
-            records.append(Record(f"{path} line {reader.line_num}", dict(zip(header, row, strict=True))))
+            fields = dict(zip(header, row, strict=True))
+            records.append(Record(f"{path} line {reader.line_num}", fields, typed=False))
     except csv.Error as error:
         raise InputError(
             f'{path} line {reader.line_num}: malformed CSV ({error}); quote fields with ""'

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from patchkit.data._fields import check_columns, spans, text, token_id, token_ids
+from patchkit.data._fields import check_columns, name, spans, text, token_id, token_ids
 from patchkit.data._records import Record, Source, read_records, write_json_lines
 from patchkit.data.tokens import continuation_ids, prompt_ids
 from patchkit.errors import InputError
@@ -100,9 +100,10 @@ def _read(
     if answer == wrong:
         raise record.error(f"answer and wrong are the same token ({answer}); no metric can tell them apart")
     # A column without a name is the index that pandas writes.
-    name = values.get("id", values.get("", number))
+    column = next((column for column in ("id", "") if column in values), None)
+    called = number if column is None else name(record, column)
     meta = {key: value for key, value in values.items() if key not in (*used, *_OPTIONAL, "")}
-    return Pair(clean, corrupt, answer, wrong, spans(record, "spans", len(clean)), str(name), meta)
+    return Pair(clean, corrupt, answer, wrong, spans(record, "spans", len(clean)), called, meta)
 
 
 def _prompt(

@@ -63,7 +63,7 @@ def read_json_graph(path: Path) -> GraphFile:
     Raises:
         InputError: naming the file and what in it is malformed, missing or not of the graph.
     """
-    data = read_json(path, unique=True)
+    data = read_json(path)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected an object with cfg, nodes and edges, found {shown(data)}.")
     for name in ("cfg", "nodes", "edges"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.files import atomic_write
+from patchkit.reading import read_bytes
 from patchkit.results._graph_file import (
     ORIGIN,
     GraphFile,
@@ -22,7 +23,7 @@ from patchkit.results._graph_file import (
     shown,
     write_sizes,
 )
-from patchkit.results.formats import read_bytes, validated
+from patchkit.results.formats import validated
 
 
 def write_pt_graph(path: Path, file: GraphFile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 from patchkit.errors import InputError
 from patchkit.model.dims import Dims
 from patchkit.model.edges import EdgeGraph
+from patchkit.reading import read_bytes, read_text
 from patchkit.results._circuit_files import CIRCUIT
 from patchkit.results._edge_files import EDGES
 from patchkit.results.circuit import Circuit
 from patchkit.results.convention import Convention, importance_sign
 from patchkit.results.edge_scores import EdgeMethod, EdgeScores
-from patchkit.results.formats import read_bytes, read_json
+from patchkit.results.formats import read_json
 from patchkit.results.graph_files import SUFFIXES, GraphFile, read_graph
 from patchkit.results.query_heads import sum_groups
 
@@ -56,8 +58,8 @@ def read_circuit(path: Path | str, dims: Dims) -> CircuitSource:
     if path.name == CIRCUIT:
         return CircuitSource(_checked(path, Circuit.load(path.parent), native))
     if path.suffix in SUFFIXES:
-        # The first byte tells a list of names from a graph, which may take a minute to parse.
-        if path.suffix == ".json" and read_bytes(path).lstrip()[:1] == b"[":
+        # The first letter tells a list of names from a graph, which may take a minute to parse.
+        if path.suffix == ".json" and read_bytes(path).removeprefix(BOM_UTF8).lstrip()[:1] == b"[":
             return CircuitSource(_of_list(path, native))
         return _of_graph_file(path, read_graph(path), native)
     return CircuitSource(_of_text(path, native))
@@ -169,12 +171,7 @@ def _of_list(path: Path, native: EdgeGraph) -> Circuit:
 
 
 def _of_text(path: Path, native: EdgeGraph) -> Circuit:
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected names of edges as UTF-8 text, found other bytes at {error.start}."
-        ) from error
+    text = read_text(path, "names of edges, one a line")
     lines = {
         f"line {number}": line.partition("#")[0].strip()
         for number, line in enumerate(text.splitlines(), start=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor, float32
 
 from patchkit.errors import InputError, RunError
 from patchkit.files import atomic_write
+from patchkit.reading import parse_json, read_bytes, read_text, require_file
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -42,33 +43,22 @@ def write_json(path: Path | str, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str, *, unique: bool = False) -> Any:
+def read_json(path: Path | str, *, finite: bool = False) -> Any:
     """Reads a JSON file. InputError names the file, and line and column where it is malformed.
 
-    `unique` refuses objects that have a key twice, of which Python would keep the last.
+    `finite` refuses NaN and infinities, which are not JSON, though graph files hold them.
     """
     path = Path(path)
+    text = read_text(path, "a JSON file")
     try:
-        text = read_bytes(path).decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique if unique else None)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, found other bytes at {error.start}.") from error
+        return parse_json(text, finite=finite)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). "
             "The file was cut short or edited; write it again."
         ) from error
-    except (ValueError, RecursionError) as error:
-        # A key twice, brackets without end, a number of thousands of digits.
-        raise InputError(f"{path}: not JSON that can be read ({error}). Write it again.") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' is there twice")
-    return found
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON that can be read: {error}. Write it again.") from error
 
 
 def write_model(path: Path | str, model: BaseModel) -> None:
@@ -80,10 +70,11 @@ def read_model(path: Path | str, cls: type[Model], extra: Mapping[str, Any] | No
     """Reads what `write_model` wrote. `extra` gives the fields that are kept elsewhere, such as tensors.
 
     InputError names the file and each field that is missing, of the wrong type or unknown; a file of another
-    `schema_version` is refused by that name rather than by its fields.
+    `schema_version` is refused by that name rather than by its fields. Nothing is converted: `"3"` and `true` are no
+    numbers, and a number is finite.
     """
-    path = Path(path)
-    data = read_json(path)
+    path, extra = Path(path), extra or {}
+    data = read_json(path, finite=True)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object that holds a {cls.__name__}, found {_kind(data)}.")
     version = cls.model_fields.get("schema_version")
@@ -92,7 +83,24 @@ def read_model(path: Path | str, cls: type[Model], extra: Mapping[str, Any] | No
             f"{path}: expected schema_version {version.default}, found {data['schema_version']!r}. "
             "Another version of patchkit wrote it: read it with that version, or run the command again."
         )
-    return validated(path, cls, {**data, **(extra or {})})
+    for field, number in _numbers(data):
+        if not math.isfinite(number):
+            raise InputError(
+                f"{path}: field {field}: expected a number that a float can hold, found a larger one. "
+                "Run the command that writes it again."
+            )
+    try:
+        found = cls.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        problems = [
+            problem
+            for problem in error.errors(include_url=False)
+            if problem["type"] != "missing" or problem["loc"][0] not in extra
+        ]
+        if problems:
+            raise InputError(_validation_message(path, cls, problems)) from error
+        return validated(path, cls, {**data, **extra})
+    return found.model_copy(update=extra) if extra else found
 
 
 def validated(path: Path, cls: type[Model], data: Any) -> Model:
@@ -100,7 +108,7 @@ def validated(path: Path, cls: type[Model], data: Any) -> Model:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise InputError(_validation_message(path, cls, error)) from error
+        raise InputError(_validation_message(path, cls, error.errors(include_url=False))) from error
 
 
 def save_tensors(
@@ -127,11 +135,11 @@ def load_tensors(path: Path | str) -> dict[str, Tensor]:
 def load_metadata(path: Path | str) -> dict[str, str]:
     """Reads the header metadata of a safetensors file ({} without one). Errors as `load_tensors`."""
     path = Path(path)
-    _require_file(path)
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise _not_safetensors(path, error) from error
 
 
@@ -141,22 +149,6 @@ def _storable(tensor: Tensor) -> Tensor:
         tensor = tensor.to(float32)
     # A copy of its own: safetensors refuses tensors that share memory, such as two views of one mask.
     return tensor.contiguous().clone()
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file, found a directory.")
-    if not path.exists():
-        beside = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"
-        raise InputError(f"{path}: no such file{beside}. Check the path, or run the command that writes it.")
-
-
-def read_bytes(path: Path) -> bytes:
-    _require_file(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from error
 
 
 def _not_safetensors(path: Path, error: Exception) -> InputError:
@@ -180,8 +172,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _validation_message(path: Path, cls: type[BaseModel], error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
+def _validation_message(path: Path, cls: type[BaseModel], problems: Sequence[Any]) -> str:
     lines = []
     for problem in problems[:_SHOWN_FIELDS]:
         field = ".".join(str(part) for part in problem["loc"]) or "(top level)"

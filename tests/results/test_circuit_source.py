@@ -246,7 +246,7 @@ OTHER = EdgeGraph.of(dims(n_layers=3, d_model=6))
         (written("a.json", '["input->logits"'), r"a\.json, line 1, column"),
         (written("a.txt", "# nothing\n"), r"a\.txt: expected names of edges, .* found none"),
         (written("a.txt", "input->logits\nm0->a1.h2<k>\n"), r"a\.txt, line 2: receiver 'a1\.h2<k>'.*value heads 0 to 1"),
-        (written("a.txt", b"\xff\xfe\x00"), r"a\.txt: expected names of edges as UTF-8 text, found other bytes at 0"),
+        (written("a.txt", b"\xff\xfe\x00"), r"a\.txt: expected UTF-8 text, found UTF-16"),
         (written("circuit.json", "{}"), r"circuit\.json: not a valid CircuitHeader"),
     ],
 )  # fmt: skip

@@ -358,7 +358,7 @@ DAMAGES: list[tuple[Callable[[Path], Path], str]] = [
     (in_json(lambda d: "[1, 2]"), r"expected an object with cfg, nodes and edges, found \[1, 2\]"),
     (in_json(lambda d: "{}"), r"expected an object 'cfg', found nothing"),
     (in_json(lambda d: "[" * 100_000), r"not JSON that can be read"),
-    (in_json(lambda d: json.dumps(d).replace('"m0": {', '"a0.h0": {', 1)), r"key 'a0\.h0' is there twice"),
+    (in_json(lambda d: json.dumps(d).replace('"m0": {', '"a0.h0": {', 1)), r"the key 'a0\.h0' appears twice"),
     (in_json(lambda d: d.pop("edges")), r"expected an object 'edges', found cfg, patchkit, nodes"),
     (in_json(lambda d: d.update(nodes=[])), r"expected an object 'nodes', found \[\]"),
     (in_json(lambda d: d["cfg"].pop("n_heads")), r"cfg: no 'n_heads', found n_layers, parallel_attn_mlp, d_model"),
