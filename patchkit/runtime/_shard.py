@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,15 @@ def _rows(number: int, keys: tuple[str, ...], name: str, value: Tensor) -> pa.Re
     return pa.record_batch([*arrays, data], schema=_SCHEMA)
 
 
-def read_keys(path: Path) -> set[str]:
-    """The keys of a shard, without its tensors.
+@lru_cache(maxsize=1 << 12)
+def read_keys(path: Path) -> frozenset[str]:
+    """The keys of a shard, without its tensors. Remembered, since a path is that of one content: its name says which.
 
     Raises:
         Damaged: it cannot be read.
     """
     with _opened(path) as file:
-        return set(_read(file, ["key"])["key"].to_pylist()) - {""}
+        return frozenset(_read(file, ["key"])["key"].to_pylist()) - {""}
 
 
 def unpack(data: bytes) -> list[Batch]:

@@ -15,18 +15,19 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
 
-from patchkit.errors import InputError
+from patchkit.errors import InputError, RunError
 from patchkit.files import atomic_write, remove
 from patchkit.runtime._shard import Batch, Damaged, pack, read_keys, unpack
 
 #: Finished batches wait this long to be written together, seconds, ...
 PATIENCE = 1.0
 #: ... and no more of them than this, bytes.
-MOST_WAITING = 1 << 26
+MOST_WAITING = 1 << 28
 #: A shard that takes no more bytes is remembered until another one is read.
 MOST_REMEMBERED = 1 << 24
 
@@ -75,21 +76,21 @@ class Journal:
         shards = dict.fromkeys(path for key in keys for path in index.get(key, ()))
         items: dict[int, Mapping[str, Tensor]] = {}
         sums: list[Mapping[str, Tensor]] = []
-        for batches in (*map(self._read, shards), self._waiting):
-            for batch in batches:
-                rows = [row for row, key in enumerate(batch.keys) if key in place and place[key] not in items]
-                whole = len(rows) == len(batch)
-                if batch.sums and not whole:
-                    # A sum cannot be taken apart.
-                    continue
-                for row in rows:
-                    item = batch.item(row)
-                    # A part of a batch must not keep the rest of it in memory.
-                    items[place[batch.keys[row]]] = (
-                        item if whole else {name: value.clone() for name, value in item.items()}
-                    )
-                if batch.sums:
-                    sums.append(batch.sums)
+        # One shard in memory at a time, beside what is taken from it.
+        for batch in chain(chain.from_iterable(map(self._read, shards)), self._waiting):
+            rows = [row for row, key in enumerate(batch.keys) if key in place and place[key] not in items]
+            whole = len(rows) == len(batch)
+            if batch.sums and not whole:
+                # A sum cannot be taken apart.
+                continue
+            for row in rows:
+                item = batch.item(row)
+                # A part of a batch must not keep the rest of it in memory.
+                items[place[batch.keys[row]]] = (
+                    item if whole else {name: value.clone() for name, value in item.items()}
+                )
+            if batch.sums:
+                sums.append(batch.sums)
         return Found(items, sums)
 
     def add(
@@ -102,6 +103,8 @@ class Journal:
         Raises:
             RunError: it could not be written; it is kept and written with what comes next.
         """
+        if not keys:
+            raise ValueError("a batch without items")
         kept = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         sums = {name: kept.pop(name) for name in summed & kept.keys()}
         for name, value in kept.items():
@@ -123,7 +126,10 @@ class Journal:
             return
         data = pack(self._waiting)
         path = self._directory / f"{self._number:06d}-{_digest(data)}.parquet"
-        atomic_write(path, data)
+        try:
+            atomic_write(path, data)
+        except RunError as error:
+            raise RunError(f"{error} What was finished before is kept; go on with --resume.") from error
         index = self._opened()
         for key in (key for batch in self._waiting for key in batch.keys):
             index.setdefault(key, []).append(path)
@@ -134,11 +140,9 @@ class Journal:
     def _opened(self) -> dict[str, list[Path]]:
         if self._index is not None:
             return self._index
-        self._index, self._written = {}, time.monotonic()
-        if not self._directory.exists():
-            return self._index
-        if not self._directory.is_dir():
+        if self._directory.exists() and not self._directory.is_dir():
             raise InputError(f"{self._directory}: expected the directory of a journal, found a file")
+        index: dict[str, list[Path]] = {}
         for path in self._directory.glob(".*.parquet.*.tmp"):
             # Of a writer that was killed.
             remove(path)
@@ -151,8 +155,9 @@ class Journal:
             except Damaged as error:
                 raise _damaged(path, str(error)) from None
             for key in keys:
-                self._index.setdefault(key, []).append(path)
-        return self._index
+                index.setdefault(key, []).append(path)
+        self._index, self._written = index, time.monotonic()
+        return index
 
     def _read(self, path: Path) -> list[Batch]:
         if self._last is not None and self._last[0] == path:
@@ -161,7 +166,9 @@ class Journal:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path}: could not be read ({error.strerror})") from error
+            raise InputError(
+                f"{path}: a shard of a journal could not be read ({error.strerror}). Put it back, or begin again"
+            ) from error
         if _digest(data) != path.stem.rpartition("-")[2]:
             raise _damaged(path, "its content is not what was written")
         try:

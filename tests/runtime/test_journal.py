@@ -1,217 +1,252 @@
-"""An interrupted run goes on where it was: finished batches are not run again, and no other run's are taken for them."""
+"""What was finished is kept by what it is: found whatever the batches, and never taken for something else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import gc
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from patchkit.data import Pair
-from patchkit.methods import activation_patching
-from patchkit.methods._node_options import NodeOptions
-from patchkit.methods.activation_patching import PatchSets, patch_nodes
-from patchkit.methods.attribution import Attribution, attribute
-from patchkit.model import Dims, PatchModel
-from patchkit.results.scores import Scores
-from patchkit.runtime import Cost, Journal, run_program
+from patchkit.errors import InputError
+from patchkit.runtime import Journal, journal, run_program
 from tests.comparisons import pair
-from tests.node_oracle import LONG, MIDDLE, SHORT
-
-PAIRS = [LONG, SHORT, MIDDLE]
-ONE_PAIR_A_BATCH = NodeOptions(nodes=("z", "mlp_out"), positions="s,-1", max_batch_tokens=1)
-Method = Callable[..., Scores]
-METHODS: dict[str, tuple[Method, type]] = {
-    "patch": (patch_nodes, PatchSets),
-    "attribute": (attribute, Attribution),
-}
+from tests.runtime.journals import BATCHES, ITEMS, Squares, Totals, equal, run, shards
 
 
-@dataclass
-class Squares:
-    """Squares of numbers, one tensor of each dtype; `runs` notes the batches, and one too many is an interruption."""
-
-    last_run: int = 99
-    runs: list[list[int]] = field(default_factory=list)
-
-    def tokens(self, item: int) -> int:
-        return item
-
-    def run(self, model: PatchModel, items: Sequence[int]) -> dict[str, Tensor]:
-        if len(self.runs) == self.last_run:
-            raise KeyboardInterrupt
-        self.runs.append(list(items))
-        square = torch.tensor(items, dtype=torch.float64) ** 2 / 3
-        return {
-            "square": square,
-            "item": torch.tensor(items),
-            "half": square.bfloat16()[:, None].expand(-1, 2),
-        }
-
-    def cost(self, dims: Dims, items: Sequence[int]) -> Cost:
-        return Cost()
-
-
-ITEMS = [5, 3, 9, 4, 8]
-BATCHES = [[3, 4], [5], [8], [9]]
-
-
-def run(program: Squares, directory: Path, key: str = "squares", tokens: int = 9) -> dict[str, Tensor]:
-    journal = Journal(directory, key)
-    return run_program(program, pair("gpt2")[0], ITEMS, max_batch_tokens=tokens, journal=journal)
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
-    )
-
-
-def test_a_run_goes_on_after_the_batches_that_were_finished(tmp_path: Path) -> None:
-    undisturbed = run(Squares(), tmp_path / "undisturbed")
-    directory = tmp_path / "journal"
-    first = Squares(last_run=2)
+@pytest.mark.parametrize("kind", [Squares, Totals])
+def test_a_run_goes_on_after_the_batches_that_were_finished(tmp_path: Path, kind: type[Squares]) -> None:
+    undisturbed = run(kind(), None)
+    first = kind(last_run=2)
     with pytest.raises(KeyboardInterrupt):
-        run(first, directory)
-    assert first.runs == BATCHES[:2] and len(list(directory.iterdir())) == 2
-    second = Squares()
-    assert equal(run(second, directory), undisturbed)
+        run(first, tmp_path)
+    assert first.runs == BATCHES[:2]
+    second = kind()
+    assert equal(run(second, tmp_path), undisturbed)
     assert second.runs == BATCHES[2:]
-    third = Squares()
-    assert equal(run(third, directory), undisturbed) and third.runs == []
+    third = kind()
+    assert equal(run(third, tmp_path), undisturbed) and third.runs == []
 
 
 def test_numbers_keep_their_precision_and_order(tmp_path: Path) -> None:
-    run(Squares(), tmp_path)
-    again = run(Squares(), tmp_path)
+    run(Totals(), tmp_path)
+    again = run(Totals(), tmp_path)
     assert again["square"].tolist() == [item**2 / 3 for item in ITEMS]
     assert again["item"].tolist() == ITEMS
     assert again["half"].dtype == torch.bfloat16 and again["half"].shape == (5, 2)
+    assert again["total"].tolist() == [sum(ITEMS), len(ITEMS)] and again["halves"] == sum(ITEMS) / 2
 
 
-@pytest.mark.parametrize("left", [0, 7, 60, -1])
-def test_a_file_that_was_cut_short_is_a_batch_that_was_not_finished(tmp_path: Path, left: int) -> None:
-    undisturbed = run(Squares(), tmp_path)
-    for path in tmp_path.iterdir():
-        path.write_bytes(path.read_bytes()[:left])
-    again = Squares()
-    assert equal(run(again, tmp_path), undisturbed) and again.runs == BATCHES
-    # And is whole now.
-    after = Squares()
-    assert equal(run(after, tmp_path), undisturbed) and after.runs == []
-
-
-def test_other_keys_and_other_batches_are_not_mistaken(tmp_path: Path) -> None:
+def test_other_batches_other_order_and_fewer_items_find_what_was_finished(tmp_path: Path) -> None:
     run(Squares(), tmp_path)
-    other_key, other_batches = Squares(), Squares()
-    run(other_key, tmp_path, key="cubes")
-    assert other_key.runs == BATCHES
-    run(other_batches, tmp_path, tokens=1)
-    # The other three were batches of their own before, with the same numbers.
-    assert other_batches.runs == [[3], [4]]
+    others = {"batches": (ITEMS, 1), "order": (ITEMS[::-1], 9), "fewer": (ITEMS[1:4], 40)}
+    for items, tokens in others.values():
+        again = Squares()
+        assert run(again, tmp_path, items, tokens)["item"].tolist() == items and again.runs == []
+    more = Squares()
+    assert run(more, tmp_path, [*ITEMS, 7])["item"].tolist() == [*ITEMS, 7] and more.runs == [[7]]
 
 
-# The journals of the methods.
+def test_a_sum_is_only_taken_with_all_its_items(tmp_path: Path) -> None:
+    run(Totals(), tmp_path)
+    # 4 was summed with 3, so both are run again where one of them is not asked for.
+    fewer = Totals()
+    assert run(fewer, tmp_path, [5, 9, 4, 8])["total"].tolist() == [26, 4] and fewer.runs == [[4]]
+    # And now there are two shards with 4, of which only one can be taken.
+    again = Totals()
+    assert run(again, tmp_path)["total"].tolist() == [sum(ITEMS), 5] and again.runs in ([], [[3]])
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many batches every run of a method's program has; with a number put in first, it is interrupted there."""
-    runs: list[int] = []
-    for _, kind in METHODS.values():
-
-        def counting(
-            program: object, model: PatchModel, items: Sequence[object], right=kind.run
-        ) -> dict[str, Tensor]:
-            if runs and runs[0] < 0:
-                runs[0] += 1
-                if not runs[0]:
-                    raise KeyboardInterrupt
-            runs.append(len(items))
-            return right(program, model, items)
-
-        monkeypatch.setattr(kind, "run", counting)
-    return runs
+def test_another_program_item_or_model_is_not_mistaken(tmp_path: Path) -> None:
+    run(Squares(), tmp_path)
+    cubes, totals = Squares(power=3), Totals()
+    assert run(cubes, tmp_path)["square"].tolist() == [item**3 / 3 for item in ITEMS]
+    assert cubes.runs == BATCHES
+    run(totals, tmp_path)
+    assert totals.runs == BATCHES
+    other = Squares()
+    run_program(other, pair("llama-gqa")[0], ITEMS, max_batch_tokens=9, journal=Journal(tmp_path))
+    assert other.runs == BATCHES
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_an_interrupted_method_gives_the_same_numbers(
-    name: str, tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    method, _ = METHODS[name]
-    monkeypatch.setattr(activation_patching, "NODES_AN_ITEM", 16)
-    model, _ = pair("llama-gqa")
-    undisturbed = method(model, PAIRS, ONE_PAIR_A_BATCH)
-    whole = len(counted)
-    assert whole >= 3
-    counted[:] = [-3]
-    with pytest.raises(KeyboardInterrupt):
-        method(model, PAIRS, ONE_PAIR_A_BATCH, checkpoint=tmp_path)
-    assert len(counted) == 1 + 2
-    counted.clear()
-    resumed = method(model, PAIRS, ONE_PAIR_A_BATCH, checkpoint=tmp_path)
-    assert len(counted) == whole - 2
-    for field_name in ("effects", "magnitudes", "base_metric", "source_metric"):
-        assert torch.equal(getattr(resumed, field_name), getattr(undisturbed, field_name)), field_name
-    assert (resumed.cost, resumed.layer_backwards) == (undisturbed.cost, undisturbed.layer_backwards)
+def test_equal_items_are_as_many_as_they_are(tmp_path: Path) -> None:
+    run(Totals(), tmp_path, [3, 3, 4])
+    again = Totals()
+    found = run(again, tmp_path, [3, 4, 3])
+    assert again.runs == [] and found["total"].tolist() == [10, 3] and found["item"].tolist() == [3, 4, 3]
+    more = Totals()
+    found = run(more, tmp_path, [3, 4, 3, 3])
+    assert found["total"].tolist() == [13, 4] and more.runs == [[3]]
 
 
-OTHER_PAIR = Pair(SHORT.clean_ids, (4, 6, 18, 12, 9), SHORT.answer_id, SHORT.wrong_id, SHORT.spans, SHORT.id)
-OTHER_ANSWER = Pair(SHORT.clean_ids, SHORT.corrupt_ids, 9, SHORT.wrong_id, SHORT.spans, SHORT.id)
-OTHER_SPAN = Pair(SHORT.clean_ids, SHORT.corrupt_ids, 5, 7, {"s": (2, 4)}, SHORT.id)
+# The journal itself.
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    "what",
-    ["prompt", "answer", "span", "metric", "direction", "ablation", "seed", "nodes", "positions", "model"],
+def filled(directory: Path) -> Journal:
+    """Two items alone, two with a sum, one with nothing but a sum."""
+    kept = Journal(directory)
+    kept.add(["a", "b"], {"x": torch.arange(6.0).reshape(2, 3).bfloat16(), "none": torch.zeros(2, 0, 3)})
+    kept.add(["c", "d"], {"x": torch.tensor([7, 8]), "sum": torch.tensor(3.5)}, frozenset({"sum"}))
+    kept.add(["e"], {"sum": torch.ones(2, 2)}, frozenset({"sum", "absent"}))
+    return kept
+
+
+@pytest.mark.parametrize("where", ["waiting", "written", "read"])
+def test_what_is_found_is_what_was_added(tmp_path: Path, where: str) -> None:
+    kept = filled(tmp_path)
+    if where != "waiting":
+        kept.flush()
+    found = (Journal(tmp_path) if where == "read" else kept).find(["q", "e", "d", "b", "c"])
+    assert sorted(found.items) == [1, 2, 3, 4]
+    assert found.items[1] == {}
+    assert {name: value.tolist() for name, value in found.items[2].items()} == {"x": 8}
+    assert found.items[3]["x"].dtype == torch.bfloat16 and found.items[3]["x"].tolist() == [3, 4, 5]
+    assert found.items[3]["none"].shape == (0, 3) and found.items[3]["none"].dtype == torch.float32
+    assert found.items[4]["x"].tolist() == 7 and found.items[4]["x"].dtype == torch.int64
+    assert [each["sum"].tolist() for each in found.sums] == [3.5, [[1, 1], [1, 1]]]
+    without = Journal(tmp_path).find(["c", "a"]) if where == "read" else kept.find(["c", "a"])
+    assert sorted(without.items) == [1] and without.sums == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=5, unique=True), max_size=6),
+    st.lists(st.integers(0, 30), unique=True),
+    st.lists(st.booleans(), min_size=6, max_size=6),
 )
-def test_another_run_in_the_same_directory_is_not_mistaken(
-    name: str, what: str, tmp_path: Path, counted: list[int]
+def test_whatever_batches_overlap_an_item_counts_once(tmp_path_factory, batches, asked, flushed) -> None:
+    """Batches of several writers may hold the same items; each sum is of what is found with it."""
+    directory = tmp_path_factory.mktemp("journal")
+    kept = Journal(directory)
+    for batch, flush in zip(batches, flushed, strict=False):
+        numbers = torch.tensor(batch)
+        kept.add([f"k{n}" for n in batch], {"n": numbers, "sum": numbers.sum()}, frozenset({"sum"}))
+        if flush:
+            kept.flush()
+    kept.flush()
+    found = Journal(directory).find([f"k{n}" for n in asked])
+    numbers = {place: int(item["n"]) for place, item in found.items.items()}
+    assert numbers == {place: asked[place] for place in numbers}
+    assert sum(int(each["sum"]) for each in found.sums) == sum(numbers.values())
+    # Nothing that could be taken is left: a batch within what was asked for overlaps with one that was taken.
+    taken = set(numbers.values())
+    assert all(taken & set(batch) for batch in batches if set(batch) <= set(asked))
+
+
+DTYPES = [
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_keeps_its_bits(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    value = (torch.randn(4, 2, 3) * 100).to(dtype)
+    if value.is_floating_point():
+        value[0, 0] = torch.tensor([torch.nan, -0.0, torch.inf])
+    kept = Journal(tmp_path)
+    # Neither contiguous nor free of a gradient.
+    given_ = value.transpose(1, 2)
+    kept.add(list("abcd"), {"v": given_.requires_grad_() if value.is_floating_point() else given_})
+    kept.flush()
+    found = torch.stack([each["v"] for each in Journal(tmp_path).find(list("abcd")).items.values()])
+    assert found.dtype == dtype and found.shape == (4, 3, 2)
+    bits = value.transpose(1, 2).contiguous().detach()
+    assert torch.equal(found.reshape(-1).view(torch.uint8), bits.reshape(-1).view(torch.uint8))
+
+
+def test_what_is_added_is_a_copy(tmp_path: Path) -> None:
+    """A caller that goes on adding up in the same tensor does not change what is kept."""
+    kept, total, rows = Journal(tmp_path), torch.ones(3), torch.ones(1)
+    kept.add(["a"], {"sum": total, "x": rows}, frozenset({"sum"}))
+    total += 1
+    rows += 1
+    found = kept.find(["a"])
+    assert found.sums[0]["sum"].tolist() == [1, 1, 1] and found.items[0]["x"] == 1
+
+
+def test_batches_wait_for_each_other_but_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, _ = METHODS[name]
-    model, _ = pair("llama-gqa")
-    options, pairs = replace(ONE_PAIR_A_BATCH, ablation="noise"), [SHORT]
-    method(model, pairs, options, checkpoint=tmp_path)
-    changed = {
-        "metric": {"metric": "prob-diff"},
-        "direction": {"direction": "denoise"},
-        "ablation": {"ablation": "zero"},
-        "seed": {"seed": 1},
-        "nodes": {"nodes": ("z", "attn_out")},
-        "positions": {"positions": "s,0"},
-    }
-    options = replace(options, **changed.get(what, {}))
-    pairs = {"prompt": [OTHER_PAIR], "answer": [OTHER_ANSWER], "span": [OTHER_SPAN]}.get(what, pairs)
-    model = pair("qwen2-biases")[0] if what == "model" else model
-    expected = method(model, pairs, options)
-    counted.clear()
-    found = method(model, pairs, options, checkpoint=tmp_path)
-    assert counted, "a batch of the other run was taken"
-    assert torch.equal(found.effects, expected.effects)
-    assert torch.equal(found.source_metric, expected.source_metric)
+    now = [100.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    kept = Journal(tmp_path)
+    written = []
+    for number, seconds in enumerate([0.3, 0.3, 0.3, 0.3, 0.9, 1.0, 5.0]):
+        kept.find([])
+        now[0] += seconds
+        kept.add([str(number)], {"x": torch.zeros(1)})
+        written.append(len(shards(tmp_path)))
+    assert written == [0, 0, 0, 1, 1, 2, 3]
+    assert sorted(Journal(tmp_path).find([str(n) for n in range(7)]).items) == list(range(7))
+    monkeypatch.setattr(journal, "MOST_WAITING", 100)
+    kept.add(["large"], {"x": torch.zeros(1, 26)})
+    assert len(shards(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_another_reference_set_is_not_mistaken(name: str, tmp_path: Path, counted: list[int]) -> None:
-    method, _ = METHODS[name]
-    model, _ = pair("llama-gqa")
-    options = replace(ONE_PAIR_A_BATCH, ablation="mean")
-    one = method(model, [LONG], options, reference=[LONG], checkpoint=tmp_path)
-    counted.clear()
-    other = method(model, [LONG], options, reference=[MIDDLE], checkpoint=tmp_path)
-    assert counted and not torch.equal(one.effects, other.effects)
-    counted.clear()
-    method(model, [LONG], options, reference=[MIDDLE], checkpoint=tmp_path)
-    assert not counted
+def test_nothing_is_written_where_nothing_is_kept(tmp_path: Path) -> None:
+    kept = Journal(tmp_path / "journal")
+    assert kept.find(["a"]).items == {}
+    kept.flush()
+    assert not (tmp_path / "journal").exists()
 
 
-def test_methods_of_attribution_are_not_mistaken_for_one_another(tmp_path: Path, counted: list[int]) -> None:
-    model, _ = pair("llama-gqa")
-    for method in ("atp", "atp-qk", "atp-graddrop", "atp-star"):
-        counted.clear()
-        attribute(model, [SHORT], ONE_PAIR_A_BATCH, method, checkpoint=tmp_path)
-        assert counted == [1], method
+def test_a_shard_is_parquet_with_checksums_that_anybody_can_read(tmp_path: Path) -> None:
+    filled(tmp_path).flush()
+    (path,) = shards(tmp_path)
+    table = pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
+    assert [(row["key"], row["name"], row["dtype"], row["shape"]) for row in table] == [
+        ("a", "x", "torch.bfloat16", [3]),
+        ("b", "x", "torch.bfloat16", [3]),
+        ("a", "none", "torch.float32", [0, 3]),
+        ("b", "none", "torch.float32", [0, 3]),
+        ("c", "x", "torch.int64", []),
+        ("d", "x", "torch.int64", []),
+        ("", "sum", "torch.float32", []),
+        ("e", "", "torch.uint8", [0]),
+        ("", "sum", "torch.float32", [2, 2]),
+    ]
+    assert table[4]["data"] == (7).to_bytes(8, "little")
+
+
+def test_what_is_not_asked_for_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Journal(tmp_path)
+    for name in "ab":
+        kept.add([f"{name}{n}" for n in range(4)], {"x": torch.randn(4, 100_003)})
+        kept.flush()
+    monkeypatch.setattr(journal, "MOST_REMEMBERED", 0)
+
+    def alive() -> int:
+        gc.collect()
+        tensors = [value for value in gc.get_objects() if type(value) is torch.Tensor]
+        storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
+        return sum(size for size in storages.values() if size >= 400_000)
+
+    before = alive()
+    fresh = Journal(tmp_path)
+    found = fresh.find(["a1"])
+    assert alive() - before == found.items[0]["x"].nbytes
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda kept: kept.find(["a", "b", "a"]), "a key occurs twice"),
+        (lambda kept: kept.add(["a"], {"x": torch.zeros(2)}), "x: expected 1 rows"),
+        (lambda kept: kept.add(["a"], {"x": torch.zeros(())}), "x: expected 1 rows"),
+        (lambda kept: kept.add([], {}), "without items"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(Journal(tmp_path))
+
+
+def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "journal").write_text("x")
+    with pytest.raises(InputError, match="expected the directory of a journal, found a file"):
+        Journal(tmp_path / "journal").find(["a"])
