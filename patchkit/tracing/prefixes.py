@@ -116,11 +116,16 @@ def use_prefixes(prefixes: Prefixes | None) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-def share_prefixes(model: PatchModel, batches: Sequence[Batch]) -> tuple[list[Batch], int]:
+def share_prefixes(
+    model: PatchModel, batches: Sequence[Batch], *, alike: bool = False
+) -> tuple[list[Batch], int]:
     """Cuts batches behind what their prompts have in common, where that is worth it; else gives them back as they are.
 
     All prompts may have one prefix, or a few groups of them one each. At least the last token of every prompt is left.
-    Batches of prompts of the same lengths, row by row, are cut at the same column.
+
+    Args:
+        alike: cut only where a row's tokens are the same in all batches, whose prompts have the same lengths row by row;
+            they are cut at the same column then.
 
     Returns:
         The batches, in order, and how many tokens were run for prefixes that were not known before.
@@ -128,7 +133,10 @@ def share_prefixes(model: PatchModel, batches: Sequence[Batch]) -> tuple[list[Ba
     prefixes, whole = _CURRENT.get(), list(batches)
     if prefixes is None or not _allowed(model):
         return whole, 0
-    prompts = [row for batch in batches for row in _prompts(batch)]
+    by_batch = [_prompts(batch) for batch in batches]
+    if alike:
+        by_batch = [[tuple(commonprefix(rows)) for rows in zip(*by_batch, strict=True)]] * len(batches)
+    prompts = [row for rows in by_batch for row in rows]
     chosen = _groups(prompts, prefixes)
     if chosen is None:
         return whole, 0
