@@ -30,11 +30,13 @@ class BatchRunner:
 
     Attributes:
         limit: padded tokens of a batch, from the last time memory ran out.
+        inner_limit: of what a step runs inside of a batch, from the last time an item did not fit alone with more.
     """
 
     def __init__(self, model: PatchModel, opener: Any, items: Sequence[Any]) -> None:
         self.model, self.opener, self.items = model, opener, items
         self.limit: int | None = None
+        self.inner_limit: int | None = None
         self._opened: dict[tuple[int, ...], Any] = {}
         # On a CPU measuring costs more than a small batch.
         self._measured = [device for device in model_devices(model) if device.type == "cuda"]
@@ -49,7 +51,7 @@ class BatchRunner:
             if self.limit is not None and len(piece) > 1 and self._padded(piece) > self.limit:
                 waiting += _halves(piece)
                 continue
-            found = self._try(step, piece, budget)
+            found = self._try(step, piece, self._inner(budget))
             if found is not None:
                 _add(part, piece, found, summed)
                 continue
@@ -64,14 +66,19 @@ class BatchRunner:
         self, step: Any, part: Part, piece: list[int], budget: int, summed: frozenset[str]
     ) -> None:
         """One item that does not fit as it is: with ever smaller pieces inside of it, where the step has any."""
-        tokens, inner = self._padded(piece), budget
-        while _has_budget(step) and inner > tokens:
-            inner = max(tokens, inner // 4)
+        inner = self._inner(budget)
+        while _has_budget(step) and inner > 1:
+            inner = max(1, min(inner, step.max_batch_tokens) // 8)
             found = self._try(step, piece, inner)
             if found is not None:
+                self.inner_limit = inner
                 _add(part, piece, found, summed)
                 return
         part.failures.append((piece[0], self._too_large(piece[0])))
+
+    def _inner(self, budget: int) -> int:
+        """The budget of what a step runs inside of a batch, as far as memory is known to allow it."""
+        return budget if self.inner_limit is None else min(budget, self.inner_limit)
 
     def _try(self, step: Any, piece: list[int], budget: int) -> dict[str, Tensor] | None:
         """What a step gives on some items, or None where memory ran out."""
@@ -80,9 +87,8 @@ class BatchRunner:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        # Out of the handler: the error's traceback holds what filled the memory. What is opened is opened again.
-        self._opened.clear()
-        others = bool(self._opened)
+        # Out of the handler: the error's traceback holds what filled the memory.
+        others = bool(self._opened.keys() - {tuple(piece)})
         self._opened.clear()
         release_memory()
         # What other batches were opened to may be what fills it; they are opened again when their turn comes.
