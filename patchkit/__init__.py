@@ -63,6 +63,12 @@ if TYPE_CHECKING:
     from patchkit.results.scores import Scores as Scores
     from patchkit.results.scores import check_same_convention as check_same_convention
     from patchkit.results.scrubbing import ScrubResult as ScrubResult
+    from patchkit.runtime import Execution as Execution
+    from patchkit.runtime import joined_processes as joined_processes
+    from patchkit.runtime import serve as serve
+    from patchkit.runtime import started_processes as started_processes
+    from patchkit.runtime import use_execution as use_execution
+    from patchkit.runtime import without_failures as without_failures
     from patchkit.studies import StudyOptions as StudyOptions
     from patchkit.studies import run_study as run_study
     from patchkit.tracing import Blend as Blend
@@ -96,6 +102,9 @@ _HOME = {
     "patchkit.results.paths": ("PathResult",),
     "patchkit.results.scores": ("Convention", "Scores", "check_same_convention"),
     "patchkit.results.scrubbing": ("ScrubResult",),
+    "patchkit.runtime": (
+        "Execution", "joined_processes", "serve", "started_processes", "use_execution", "without_failures",
+    ),
     "patchkit.studies": ("StudyOptions", "run_study"),
     "patchkit.tracing": (
         "Blend", "Patch", "attention_from", "blended_logits", "capture", "capture_gradients", "compute_prefix",
