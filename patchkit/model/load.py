@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
@@ -27,6 +26,7 @@ from patchkit.errors import InputError
 from patchkit.model.architectures import architecture_for
 from patchkit.model.dims import check_paths, read_dims
 from patchkit.model.patch_model import PatchModel, own_forwards
+from patchkit.reading import exists
 
 _DTYPES = {
     "auto": "auto",
@@ -199,24 +199,28 @@ def move(module: nn.Module, device: str | torch.device) -> nn.Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' cannot be used: {_first_line(error)}") from error
+        raise InputError(f"device '{device}' cannot be used: {_in_short(error)}") from error
+
+
+# What damaged files make transformers raise is not to be listed: below, everything it raises is about them.
 
 
 def _read_config(path: str, options: dict[str, Any]) -> Any:
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+    there = exists(Path(path))
+    if Path(path).is_dir() and not exists(Path(path) / "config.json"):
         raise InputError(f"{path}: no config.json in this directory; expected a Hugging Face model directory")
-    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+    if not there and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise InputError(f"{path}: no such directory")
     if Path(path).is_file():
         raise InputError(f"{path} is a file; expected the directory that holds config.json and the weights")
     try:
         return AutoConfig.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        if Path(path).is_dir():
-            raise InputError(f"{path}: config.json could not be read: {_first_line(error)}") from error
+    except Exception as error:
+        if there:
+            raise InputError(f"{path}: config.json could not be read: {_in_short(error)}") from error
         raise InputError(
             f"model '{path}' could not be opened: it is not an embedded name, not a local directory, and the hub gave: "
-            f"{_first_line(error)}. `patchkit models` lists the embedded names"
+            f"{_in_short(error)}. `patchkit models` lists the embedded names"
         ) from error
 
 
@@ -224,10 +228,15 @@ def _read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBa
     if Path(path).is_dir() and not any((Path(path) / file).exists() for file in _TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        # Parts that contradict each other are found at the first text; in Rust, whose panics are no Exception.
+        tokenizer("")
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         raise InputError(
-            f"the tokenizer of '{path}' could not be read: {_first_line(error)}. Give one with tokenizer=..., or remove "
+            f"the tokenizer of '{path}' could not be read: {_in_short(error)}. Give one with tokenizer=..., or remove "
             "its files to work with token ids"
         ) from error
 
@@ -245,8 +254,8 @@ def _read_weights(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the weights of '{path}' could not be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        raise InputError(f"the weights of '{path}' could not be loaded: {_in_short(error)}") from error
     module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -266,5 +275,7 @@ def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def _in_short(error: BaseException) -> str:
+    """What an error says, in one line of limited length."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
