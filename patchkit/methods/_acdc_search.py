@@ -17,7 +17,6 @@ from torch import Tensor
 from patchkit.methods._acdc_order import known_at
 from patchkit.methods._acdc_trials import Trials
 from patchkit.model.edges import EdgeGraph
-from patchkit.runtime import Journal, content_digest
 
 
 class Search:
@@ -45,8 +44,6 @@ class Search:
         self.current = trials.base
         self.mean = torch.full(graph.real.shape, torch.nan)
         self.mean_abs = self.mean.clone()
-        #: What it took to open the pairs, in this process.
-        self.opening = trials.spent
         #: What is expected of the next edges, and how many are tried on that.
         self.expected, self.at_once = True, 1
 
@@ -97,24 +94,3 @@ class Search:
                 return place + 1
         self.at_once = 2 * len(group)
         return len(group)
-
-    # Going on where an interrupted run was.
-
-    def note(self, journal: Journal, key: str, receiver: int) -> None:
-        """Writes down what visiting a receiver gave."""
-        column = {name: getattr(self, name)[:, receiver] for name in ("edges", "mean", "mean_abs")}
-        spent = torch.tensor(self.trials.spent, dtype=torch.float64)
-        noted = column | {"current": self.current, "spent": spent}
-        journal.add([content_digest(key, receiver)], {name: value[None] for name, value in noted.items()})
-        journal.flush()
-
-    def resume(self, journal: Journal | None, key: str, receiver: int) -> bool:
-        """Takes up what was written down, if it was."""
-        items = {} if journal is None else journal.find([content_digest(key, receiver)]).items
-        if not items:
-            return False
-        noted = items[0]
-        for name in ("edges", "mean", "mean_abs"):
-            getattr(self, name)[:, receiver] = noted[name]
-        self.current, self.trials.spent = noted["current"], self.opening + float(noted["spent"])
-        return True

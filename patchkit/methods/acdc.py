@@ -24,6 +24,7 @@ from patchkit.data import Pair, kl, read_places
 from patchkit.errors import InputError
 from patchkit.methods._acdc_order import ACDC_ORDERS as ACDC_ORDERS
 from patchkit.methods._acdc_order import receivers_in_order, senders_in_order
+from patchkit.methods._acdc_runs import Pairs
 from patchkit.methods._acdc_search import Search
 from patchkit.methods._acdc_trials import Trials
 from patchkit.methods._edge_options import EdgeOptions
@@ -33,7 +34,7 @@ from patchkit.model import PatchModel
 from patchkit.model.edges import EdgeGraph
 from patchkit.results.circuit import Circuit
 from patchkit.results.edge_scores import EdgeMethod, EdgeScores
-from patchkit.runtime import Journal, Progress, content_digest
+from patchkit.runtime import Journal, Progress, Session
 
 
 def acdc(
@@ -58,7 +59,7 @@ def acdc(
         max_forwards: a budget in forward-equivalents (1 = one forward over every base prompt, which the base and the
             source run take already); edges that it does not reach stay in the circuit.
         reference: prompt pairs whose source prompts the means are taken over; by default the pairs themselves.
-        checkpoint: a directory for finished receivers, from which an interrupted run goes on.
+        checkpoint: a directory for what was tried, from which an interrupted run goes on.
 
     Returns:
         `EdgeScores` of method `acdc` whose `circuit` is what is kept, without dead ends. (Under another ablation than
@@ -84,26 +85,23 @@ def acdc(
     read_places("all", pairs)
     replacement = edge_replacement(model, pairs, options, reference)
     graph = EdgeGraph.of(model.dims)
-    trials = Trials(model, graph, pairs, options, metric, replacement)
-    if replacement.means is not None:
-        prompts = pairs if reference is None else reference
-        trials.spent += sum(len(pair.clean_ids) for pair in prompts) / sum(
-            len(pair.clean_ids) for pair in pairs
-        )
-    journal = None if checkpoint is None else Journal(checkpoint)
-    made_of = (options.metric, options.direction, replacement, tau, order, absolute)
-    key = "" if journal is None else content_digest("acdc", made_of, model.content_key(), pairs)
     turned = 1.0 if metric.function is kl or options.direction == "denoise" else -1.0
-    search = Search(graph, trials, tau, turned, absolute, max_forwards)
+    journal = None if checkpoint is None else Journal(checkpoint)
     untried = 0
-    for visit, receiver in enumerate(receivers_in_order(graph)):
-        if untried or not search.resume(journal, key, receiver):
+    opener = Pairs(graph, options.metric, options.direction, replacement)
+    with Session(opener, model, pairs, max_batch_tokens=options.max_batch_tokens, label="acdc") as session:
+        trials = Trials(session, graph, options.max_batch_tokens, journal)
+        if replacement.means is not None:
+            prompts = pairs if reference is None else reference
+            trials.spent += sum(len(pair.clean_ids) for pair in prompts) / sum(
+                len(pair.clean_ids) for pair in pairs
+            )
+        search = Search(graph, trials, tau, turned, absolute, max_forwards)
+        for visit, receiver in enumerate(receivers_in_order(graph)):
             sizes = trials.sizes if order == "by-size" else None
             untried += search.visit(receiver, senders_in_order(graph, receiver, sizes))
-            if journal is not None and not untried:
-                search.note(journal, key, receiver)
-        if progress is not None:
-            progress("acdc", visit + 1, graph.n_receivers)
+            if progress is not None:
+                progress("acdc", visit + 1, graph.n_receivers)
     return EdgeScores(
         graph=graph,
         method=EdgeMethod(name="acdc", threshold=tau, order=order, absolute=absolute, untried=untried),

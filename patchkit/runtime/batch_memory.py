@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from patchkit.model import Dims
-from patchkit.runtime.program import Differentiating, Program
+from patchkit.runtime.program import Batched, Differentiating
 
 #: Tokens of one forward on a CPU that a Program fills with patched rows: larger ones gain nothing and leave the caches.
 CPU_FORWARD = 1024
 
 
 def batch_bytes(
-    program: Program[Any], dims: Dims, itemsize: int, items: Sequence[Any], *, on_cpu: bool = False
+    program: Batched[Any], dims: Dims, itemsize: int, items: Sequence[Any], *, on_cpu: bool = False
 ) -> int:
     """Bytes of one batch of these items at its peak, without the weights.
 

@@ -43,22 +43,27 @@ class Cost:
 
 
 @runtime_checkable
-class Program(Protocol[Item_contra]):
-    """What the scheduler runs; see the module's docstring."""
+class Batched(Protocol[Item_contra]):
+    """What batches are made by: of a Program, or of what a `Session` opens."""
 
     def tokens(self, item: Item_contra) -> int:
         """Tokens of an item: what batches are bucketed and budgeted by."""
         ...
+
+    def cost(self, dims: Dims, items: Sequence[Item_contra]) -> Cost:
+        """What a batch of these items takes, without running it."""
+        ...
+
+
+@runtime_checkable
+class Program(Batched[Item_contra], Protocol[Item_contra]):
+    """What the scheduler runs; see the module's docstring."""
 
     def run(self, model: PatchModel, items: Sequence[Item_contra]) -> dict[str, Tensor]:
         """Tensors whose first axis is the items, in their order. An item's values do not depend on its neighbours.
 
         A program that is `Summing` gives sums over the items besides.
         """
-        ...
-
-    def cost(self, dims: Dims, items: Sequence[Item_contra]) -> Cost:
-        """What `run` on these items takes, without running it."""
         ...
 
 

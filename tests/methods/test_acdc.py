@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from patchkit import tasks
 from patchkit.data import Pair
 from patchkit.errors import InputError
+from patchkit.methods import _acdc_runs
 from patchkit.methods._acdc_order import known_at, receivers_in_order, senders_in_order
 from patchkit.methods._acdc_trials import Trials
 from patchkit.methods._edge_options import EdgeOptions
@@ -206,31 +208,37 @@ def test_a_budget_ends_it_with_what_is_left_in_the_circuit() -> None:
 def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny("llama-gqa")
     whole = acdc(model, PAIRS, tau=0.02)
-    right, calls = Trials.metrics, []
+    right, calls = _acdc_runs.circuit_logits, []
 
-    def counted(trials: Trials, circuits: Any, known: int) -> Any:
-        calls.append(len(circuits))
+    def counted(*given: Any) -> Any:
+        calls.append(len(given[3]))
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return right(trials, circuits, known)
+        return right(*given)
 
-    monkeypatch.setattr(Trials, "metrics", counted)
+    monkeypatch.setattr(_acdc_runs, "circuit_logits", counted)
     with pytest.raises(KeyboardInterrupt):
         acdc(model, PAIRS, tau=0.02, checkpoint=tmp_path)
     seen: list[tuple[str, int, int]] = []
     found = acdc(model, PAIRS, tau=0.02, checkpoint=tmp_path, progress=lambda *each: seen.append(each))
-    assert decided(found)[0] == decided(whole)[0]
-    agree(decided(found)[1], decided(whole)[1], "effects", 1e-6)
-    agree(found.mean_abs.nan_to_num(7.0), whole.mean_abs.nan_to_num(7.0), "sizes", 1e-6)
+    assert torch.equal(found.circuit.edges, whole.circuit.edges)  # type: ignore[union-attr]
+    for name in ("mean", "mean_abs", "base_metric", "source_metric"):
+        assert torch.equal(getattr(found, name).nan_to_num(7.0), getattr(whole, name).nan_to_num(7.0)), name
     assert seen[-1] == ("acdc", 11, 11) and len(seen) == 11
-    # A finished search is only read, and its runs stay paid.
+    # The whole search's cost is said, and only what was interrupted was run twice.
+    assert found.cost == whole.cost
     before = len(calls)
+    ran = trials_of(monkeypatch, lambda: acdc(model, PAIRS, tau=0.02))
+    assert before == ran + 1
+    # A finished search is only read: not even the pairs are opened.
+    monkeypatch.setattr(_acdc_runs, "capture_senders", None)
     again = acdc(model, PAIRS, tau=0.02, checkpoint=tmp_path)
-    assert len(calls) == before and decided(again)[0] == decided(whole)[0]
-    assert again.cost == pytest.approx(found.cost + 2)
-    # Another threshold is another search.
+    assert len(calls) == before and decided(again)[0] == decided(whole)[0] and again.cost == whole.cost
+    monkeypatch.undo()
+    # Another threshold is another search, which has what both try from this one.
+    monkeypatch.setattr(_acdc_runs, "circuit_logits", counted)
     acdc(model, PAIRS, tau=0.03, checkpoint=tmp_path)
-    assert len(calls) > before
+    assert before < len(calls) < before + ran
 
 
 def test_a_search_whose_budget_ended_goes_on_with_a_larger_one(tmp_path: Path) -> None:
@@ -240,6 +248,15 @@ def test_a_search_whose_budget_ended_goes_on_with_a_larger_one(tmp_path: Path) -
     assert part.method.untried > 0
     found = acdc(model, PAIRS, tau=0.02, checkpoint=tmp_path)
     assert found.method.untried == 0 and decided(found)[0] == decided(whole)[0]
+
+
+def trials_of(monkeypatch: pytest.MonkeyPatch, search: Callable[[], Any]) -> int:
+    """How many groups of circuits a search runs."""
+    right, calls = _acdc_runs.circuit_logits, []
+    with monkeypatch.context() as patched:
+        patched.setattr(_acdc_runs, "circuit_logits", lambda *given: calls.append(1) or right(*given))
+        search()
+    return len(calls)
 
 
 # What is refused.

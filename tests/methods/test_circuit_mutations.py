@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from patchkit.methods import _acdc_runs as trying
 from patchkit.methods import _acdc_search as searching
-from patchkit.methods import _acdc_trials as trials
 from patchkit.methods import circuits as running
 from patchkit.methods._acdc_order import known_at
 from patchkit.methods._acdc_trials import Trials
@@ -253,14 +253,14 @@ def test_candidates_that_start_a_layer_too_high(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_start_with_the_wrong_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = trials.start_at
+    right = trying.start_at
 
     def wrong(*given: Any) -> Any:
         start = right(*given)
         start.differences[:, -1] = 0
         return start
 
-    monkeypatch.setattr(trials, "start_at", wrong)
+    monkeypatch.setattr(trying, "start_at", wrong)
     refused_acdc()
 
 
