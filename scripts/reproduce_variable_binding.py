@@ -2,8 +2,9 @@
 
     python scripts/reproduce_variable_binding.py --model huggyllama/llama-13b
 
-The published settings on any model; `--plan` prints what it takes and needs no weights. On several GPUs give
-`--device-map auto`.
+The published settings on any model; `--plan` prints what it takes and needs no weights. On eight GPUs that hold the
+model each, `--backend accelerate --num-processes 8` shares the triples among eight processes; a model that one GPU does
+not hold takes `--gpus-per-replica 2`, or `--device-map auto` without processes.
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from patchkit import InputError, PatchkitError, learn_mask, load, write_desiderata
+from patchkit import learn_mask, load, write_desiderata
+from patchkit.cli.app import ScriptCommand
 from patchkit.cli.console import plain_table, results
 from patchkit.cli.mask_outcome import begin_mask, end_mask
-from patchkit.cli.outcome import open_model
+from patchkit.cli.options import Out, options_of
+from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.results.manifest import open_run_dir
 from patchkit.results.study import VariableBindingStudy
+from patchkit.runtime import without_failures
 from patchkit.studies.published import (
     SAMPLES,
     compare_with_published,
@@ -38,13 +43,14 @@ _QUESTION = (
 )
 
 
+@runs
 def main(
+    ctx: typer.Context,
+    shared: RunOptions,
     model: Annotated[
         str, typer.Option(help="Embedded name, local directory or hub name.")
     ] = "huggyllama/llama-13b",
-    out: Annotated[Path, typer.Option(help="Directory for the results; new or empty.")] = Path(
-        "reproduction"
-    ),
+    out: Out = Path("reproduction"),
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it takes; needs the config, no weights.")
     ] = False,
@@ -52,12 +58,6 @@ def main(
         int, typer.Option(min=18, help="Triples a desideratum; 50 is published and gives 45.")
     ] = SAMPLES,
     seeds: Annotated[int, typer.Option(min=1, help="Masks trained.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the triples.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float16 is published.")] = None,
-    device_map: Annotated[
-        str | None, typer.Option(help="How accelerate spreads the model; default: auto where there is a GPU.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
     iterations: Annotated[
         int, typer.Option(min=1, help="Of one step a desideratum, at every lambda; 100 is published.")
     ] = 100,
@@ -67,32 +67,29 @@ def main(
             help="The prompt's last space stands before the answer; GPT-2's tokenizer needs --no-..."
         ),
     ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Learns the mask at the published settings and holds it against the published outcome."""
-    options = published_options(seeds=range(seeds), iterations=iterations)
+    """Learn the mask at the published settings (float16 is published) and hold it against the published outcome."""
+    options = replace(
+        published_options(seeds=range(seeds), iterations=iterations), max_batch_tokens=shared.batch_tokens
+    )
     if plan:
-        lazy = load(model, lazy=True, dtype=dtype)
+        lazy = load(model, lazy=True, dtype=shared.dtype)
         _show(plan_published(lazy, options).lines())
         return
-    given = {
-        "model": model,
-        "samples": samples,
-        "seeds": seeds,
-        "seed": seed,
-        "dtype": dtype,
-        "device_map": device_map,
-        "iterations": iterations,
-        "trailing_space": trailing_space,
-    }
-    with open_run_dir(out, "reproduce-variable-binding", given, resume) as run:
+    with open_run_dir(out, "reproduce-variable-binding", options_of(ctx), shared.resume) as run:
+        if run.done:
+            finished(run, shared.quiet)
+            return
         started = time.monotonic()
-        loaded = open_model(model, dtype, device_map)
-        made, task = published_triples(loaded, seed, samples, trailing_space)
-        begin_mask(run, loaded, options, seed)
+        loaded = open_model(model, shared)
+        made, task = published_triples(loaded, shared.seed, samples, trailing_space)
+        begin_mask(run, loaded, options, shared.seed)
         write_desiderata(run.path / "desiderata.jsonl", made.triples())
-        with progress_bar(quiet) as progress:
-            result = learn_mask(loaded, made.triples(), options, checkpoint=run.checkpoint, progress=progress)
+        with progress_bar(shared.quiet) as progress:
+            result, left_out = without_failures(
+                lambda kept: learn_mask(loaded, kept, options, checkpoint=run.checkpoint, progress=progress),
+                made.triples(),
+            )
         result = result.model_copy(update={"excluded": made.excluded | result.excluded})
         result.save(run.path)
         comparison = compare_with_published(loaded, result, task)
@@ -108,7 +105,7 @@ def main(
             comparison=comparison,
         ).save(run.path)
         _show(list(comparison.items()))
-        end_mask(run, result, quiet)
+        end_mask(run, result, left_out, shared.quiet)
 
 
 def _show(lines: list[tuple[str, str]]) -> None:
@@ -119,8 +116,6 @@ def _show(lines: list[tuple[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except PatchkitError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError) else error.exit_code)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(cls=ScriptCommand)(main)
+    app()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchkit.cli.options import batch_tokens, one_of
+from patchkit.cli.options import one_of
 from patchkit.cli.outcome import begin
+from patchkit.cli.run_options import RunOptions
 
 if TYPE_CHECKING:
     from patchkit.methods import EdgeOptions
@@ -47,18 +48,17 @@ Reference = Annotated[
 ]
 
 
-def edge_options(given: dict[str, Any]) -> EdgeOptions:
+def edge_options(given: dict[str, Any], shared: RunOptions) -> EdgeOptions:
     """The options of a command as the methods take them."""
     from patchkit.methods import DIRECTIONS, EDGE_ABLATIONS, EdgeOptions
-    from patchkit.runtime import MAX_BATCH_TOKENS
 
     return EdgeOptions(
         positions=given.get("positions", "all"),
         direction=one_of(DIRECTIONS, given["direction"], "--direction"),
         metric=given["metric"],
         ablation=one_of(EDGE_ABLATIONS, given["ablation"], "--ablation"),
-        seed=given["seed"],
-        max_batch_tokens=batch_tokens(given["max_batch_tokens"]) or MAX_BATCH_TOKENS,
+        seed=shared.seed,
+        max_batch_tokens=shared.batch_tokens,
     )
 
 

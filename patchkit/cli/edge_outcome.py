@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patchkit.cli.console import give, plain_table, results
-from patchkit.cli.outcome import end
+from patchkit.cli.outcome import counted, end
 
 if TYPE_CHECKING:
     from patchkit.results.edge_scores import EdgeScores
     from patchkit.results.evaluation import Evaluation
     from patchkit.results.manifest import RunDir
     from patchkit.results.paths import PathResult
+    from patchkit.runtime import LeftOut
 
 #: Rows of a table; the report has more, and the files have all.
 _SHOWN = 12
 
 
-def end_edges(run: RunDir, scores: EdgeScores, quiet: bool) -> None:
+def end_edges(run: RunDir, scores: EdgeScores, left_out: Sequence[LeftOut], quiet: bool) -> None:
     """Ends a run of `edges`."""
-    from patchkit.results.manifest import PairCounts
-
     axes = [*(["place"] if scores.placed else []), "sender", "receiver"]
-    pairs = len(scores.pair_ids)
     end(
         run,
         quiet,
@@ -30,7 +29,7 @@ def end_edges(run: RunDir, scores: EdgeScores, quiet: bool) -> None:
         axes={"scores": axes, "scores_abs": axes},
         base_metric=float(scores.base_metric.double().mean()),
         source_metric=float(scores.source_metric.double().mean()),
-        pairs=PairCounts(total=pairs, used=pairs),
+        pairs=counted(len(scores.pair_ids), left_out),
         cost=scores.cost,
     )
 
@@ -55,18 +54,15 @@ def _show_edges(scores: EdgeScores) -> None:
     give(f"{scores.graph.n_edges:,} edges by {scores.method.name}, at {scores.cost:,.1f} forwards a prompt.")
 
 
-def end_paths(run: RunDir, found: PathResult, quiet: bool) -> None:
+def end_paths(run: RunDir, found: PathResult, left_out: Sequence[LeftOut], quiet: bool) -> None:
     """Ends a run of `paths`."""
-    from patchkit.results.manifest import PairCounts
-
-    pairs = len(found.pair_ids)
     end(
         run,
         quiet,
         lambda: _show_paths(found),
         base_metric=found.base_metric,
         source_metric=found.source_metric,
-        pairs=PairCounts(total=pairs, used=pairs),
+        pairs=counted(len(found.pair_ids), left_out),
         cost=found.cost,
     )
 
@@ -90,19 +86,16 @@ def _show_paths(found: PathResult) -> None:
         give(note)
 
 
-def end_evaluation(run: RunDir, found: Evaluation, quiet: bool) -> None:
+def end_evaluation(run: RunDir, found: Evaluation, left_out: Sequence[LeftOut], quiet: bool) -> None:
     """Ends a run of `evaluate`."""
-    from patchkit.results.manifest import PairCounts
-
     clean_is_base = found.convention.direction == "noise"
-    pairs = len(found.pair_ids)
     end(
         run,
         quiet,
         lambda: _show_evaluation(found),
         base_metric=found.clean_metric,
         source_metric=found.corrupt_metric,
-        pairs=PairCounts(total=pairs, used=pairs),
+        pairs=counted(len(found.pair_ids), left_out),
         cost=found.cost,
         sign="circuit_metric has the metric's own sign; faithfulness 1 = the base run, 0 = every edge cut"
         + ("" if clean_is_base else " (base: the corrupt prompt)"),

@@ -19,24 +19,18 @@ from patchkit.cli.edge_outcome import end_edges
 from patchkit.cli.given import check_pairs, given_pairs, given_reference
 from patchkit.cli.options import (
     AnswerFirstToken,
-    AttnImplementation,
-    DeviceMap,
-    Dtype,
-    MaxBatchTokens,
     Metric,
     Model,
     Out,
     Pairs,
     PairsN,
     PairsTask,
-    Quiet,
-    Resume,
-    Seed,
     one_of,
     options_of,
 )
 from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,8 +56,10 @@ _OWN: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
+@runs
 def edges(
     ctx: typer.Context,
+    shared: RunOptions,
     model: Model,
     out: Out,
     pairs: Pairs = None,
@@ -126,41 +122,30 @@ def edges(
     metric: Metric = "logit-diff",
     ablation: EdgeAblation = "resample",
     reference: Reference = None,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
-    attn_implementation: AttnImplementation = None,
-    max_batch_tokens: MaxBatchTokens = "auto",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """The effect of every edge on a metric: EAP, EAP-IG, exact patching, ACDC, information-flow routes."""
     given = ctx.params
     one_of(METHODS, method, "--method")
     check_pairs(given)
     check_own_options(given)
-    options = edge_options(given)
+    options = edge_options(given, shared)
     from patchkit.results.manifest import open_run_dir
+    from patchkit.runtime import without_failures
 
-    with open_run_dir(out, "edges", options_of(ctx), resume) as run:
+    with open_run_dir(out, "edges", options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        loaded = open_model(model, dtype, device_map, attn_implementation)
+        loaded = open_model(model, shared)
         made, mean_over = given_pairs(loaded, given), given_reference(loaded, given)
         begin_edges(run, loaded, options)
-        with progress_bar(quiet) as progress:
-            scores = _score(
-                given,
-                loaded,
-                made,
-                options,
-                reference=mean_over,
-                checkpoint=run.checkpoint,
-                progress=progress,
+        with progress_bar(shared.quiet) as progress:
+            more = {"reference": mean_over, "checkpoint": run.checkpoint, "progress": progress}
+            scores, left_out = without_failures(
+                lambda kept: _score(given, loaded, kept, options, **more), made
             )
         scores.save(run.path)
-        end_edges(run, scores, quiet)
+        end_edges(run, scores, left_out, shared.quiet)
 
 
 def check_own_options(given: dict[str, Any]) -> None:

@@ -13,25 +13,19 @@ from patchkit.cli.edge_outcome import end_evaluation
 from patchkit.cli.given import check_pairs, given_pairs, given_reference
 from patchkit.cli.options import (
     AnswerFirstToken,
-    AttnImplementation,
-    DeviceMap,
-    Dtype,
-    MaxBatchTokens,
     Metric,
     Model,
     Out,
     Pairs,
     PairsN,
     PairsTask,
-    Quiet,
-    Resume,
-    Seed,
     one_of,
     options_of,
     words_of,
 )
 from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,8 +34,10 @@ if TYPE_CHECKING:
 _CIRCUIT, _TESTS = "Circuit", "Tests"
 
 
+@runs
 def evaluate(
     ctx: typer.Context,
+    shared: RunOptions,
     model: Model,
     circuit: Annotated[
         Path,
@@ -122,50 +118,42 @@ def evaluate(
     metric: Metric = "logit-diff",
     ablation: EdgeAblation = "resample",
     reference: Reference = None,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
-    attn_implementation: AttnImplementation = None,
-    max_batch_tokens: MaxBatchTokens = "auto",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """Run a circuit: faithfulness, completeness, minimality, random circuits, curves, overlap, self-repair."""
     given = ctx.params
     check_pairs(given)
-    options, asked = edge_options(given), evaluate_options(given)
+    options, asked = edge_options(given, shared), evaluate_options(given)
     from patchkit import methods
     from patchkit.results.circuit_source import read_circuit
     from patchkit.results.manifest import open_run_dir
+    from patchkit.runtime import without_failures
 
-    with open_run_dir(out, "evaluate", options_of(ctx), resume) as run:
+    with open_run_dir(out, "evaluate", options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        loaded = open_model(model, dtype, device_map, attn_implementation)
+        loaded = open_model(model, shared)
         source = read_circuit(circuit, loaded.dims)
         compared = None if truth is None else read_circuit(truth, loaded.dims)
-        made = given_pairs(loaded, given)
+        made, mean_over = given_pairs(loaded, given), given_reference(loaded, given)
         begin_edges(run, loaded, options)
         for note in source.notes:
-            say(f"{circuit}: {note}", quiet)
-        with progress_bar(quiet) as progress:
-            found = methods.evaluate(
-                loaded,
-                made,
-                source.source,
-                options,
-                asked,
-                reference=given_reference(loaded, given),
-                truth=None if compared is None else compared.source,
-                truth_name="reference" if truth is None else str(truth),
-                origin=str(circuit),
-                checkpoint=run.checkpoint,
-                progress=progress,
+            say(f"{circuit}: {note}", shared.quiet)
+        with progress_bar(shared.quiet) as progress:
+            more: dict[str, Any] = {
+                "reference": mean_over,
+                "truth": None if compared is None else compared.source,
+                "truth_name": "reference" if truth is None else str(truth),
+                "origin": str(circuit),
+                "checkpoint": run.checkpoint,
+                "progress": progress,
+            }
+            found, left_out = without_failures(
+                lambda kept: methods.evaluate(loaded, kept, source.source, options, asked, **more), made
             )
         found = found.model_copy(update={"notes": [*source.notes, *found.notes]})
         found.save(run.path)
-        end_evaluation(run, found, quiet)
+        end_evaluation(run, found, left_out, shared.quiet)
 
 
 def evaluate_options(given: dict[str, Any]) -> EvaluateOptions:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patchkit.cli.console import give, plain_table, results
-from patchkit.cli.outcome import begin, end
+from patchkit.cli.outcome import begin, counted, end
 from patchkit.errors import RunError
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from patchkit.model import PatchModel
     from patchkit.results.manifest import RunDir
     from patchkit.results.mask import MaskResult
+    from patchkit.runtime import LeftOut
 
 
 def begin_mask(run: RunDir, model: PatchModel, options: MaskOptions, seed: int) -> None:
@@ -29,12 +31,10 @@ def begin_mask(run: RunDir, model: PatchModel, options: MaskOptions, seed: int) 
     )
 
 
-def end_mask(run: RunDir, result: MaskResult, quiet: bool) -> None:
+def end_mask(run: RunDir, result: MaskResult, left_out: Sequence[LeftOut], quiet: bool) -> None:
     """The table, the report, and the failure that a mask which ran into NaN still is."""
-    from patchkit.results.manifest import PairCounts
-
     used = sum(each.n_train + each.n_test for each in result.desiderata)
-    pairs = PairCounts(total=used + sum(result.excluded.values()), used=used)
+    pairs = counted(used, left_out, sum(result.excluded.values()))
     end(run, quiet, lambda: show(result), pairs=pairs, cost=result.forward_equivalents)
     if result.diverged:
         raise RunError(f"{result.stopped}. What is in {run.path} is of the last good mask.")

@@ -11,21 +11,14 @@ import typer
 from patchkit.cli.mask_outcome import begin_mask, end_mask
 from patchkit.cli.options import (
     AnswerFirstToken,
-    AttnImplementation,
-    DeviceMap,
-    Dtype,
-    MaxBatchTokens,
     Model,
     Out,
-    Quiet,
-    Resume,
-    Seed,
-    batch_tokens,
     options_of,
     words_of,
 )
 from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,8 +27,10 @@ if TYPE_CHECKING:
 _MASK = "Mask"
 
 
+@runs
 def mask(
     ctx: typer.Context,
+    shared: RunOptions,
     model: Model,
     out: Out,
     desiderata: Annotated[
@@ -100,20 +95,13 @@ def mask(
             "--own-masks/--no-own-masks", help="A mask on each desideratum alone.", rich_help_panel=_MASK
         ),
     ] = True,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
-    attn_implementation: AttnImplementation = None,
-    max_batch_tokens: MaxBatchTokens = "auto",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """Learn a sparse mask over components from desiderata, and test it against its baselines."""
     if (desiderata is None) == (task is None):
         raise InputError("give either --desiderata FILE or --task NAME, one of the two")
     from patchkit.methods import MaskOptions, Objective, Schedule, learn_mask
     from patchkit.results.manifest import open_run_dir
-    from patchkit.runtime import MAX_BATCH_TOKENS
+    from patchkit.runtime import without_failures
 
     options = MaskOptions(
         components=words_of(components, "--components"),
@@ -121,36 +109,36 @@ def mask(
         train_on=words_of(train_on, "--train-on") if train_on is not None else None,
         objective=Objective(loss, sparsity),
         schedule=Schedule(lambdas=_lambdas(lambdas, sparsity), steps=steps, steps_after=steps_after, lr=lr),
-        seeds=tuple(range(seed, seed + mask_seeds)),
+        seeds=tuple(range(shared.seed, shared.seed + mask_seeds)),
         own_masks=own_masks,
         random_sets=random_sets,
-        max_batch_tokens=batch_tokens(max_batch_tokens) or MAX_BATCH_TOKENS,
+        max_batch_tokens=shared.batch_tokens,
     )
     if task is not None and options.train_on is None:
         from patchkit.tasks import get
 
         options = replace(options, train_on=get(task).trained or None)
-    with open_run_dir(out, "mask", options_of(ctx), resume) as run:
+    with open_run_dir(out, "mask", options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        loaded = open_model(model, dtype, device_map, attn_implementation)
+        loaded = open_model(model, shared)
         triples, descriptions, excluded = _triples(
-            loaded, desiderata, task, options.train_on, n, seed, answer_first_token
+            loaded, desiderata, task, options.train_on, n, shared.seed, answer_first_token
         )
-        begin_mask(run, loaded, options, seed)
-        with progress_bar(quiet) as progress:
-            result = learn_mask(
-                loaded,
-                triples,
-                options,
-                descriptions=descriptions,
-                checkpoint=run.checkpoint,
-                progress=progress,
+        begin_mask(run, loaded, options, shared.seed)
+        with progress_bar(shared.quiet) as progress:
+            more: dict[str, Any] = {
+                "descriptions": descriptions,
+                "checkpoint": run.checkpoint,
+                "progress": progress,
+            }
+            result, left_out = without_failures(
+                lambda kept: learn_mask(loaded, kept, options, **more), triples
             )
         result = result.model_copy(update={"excluded": excluded | result.excluded})
         result.save(run.path)
-        end_mask(run, result, quiet)
+        end_mask(run, result, left_out, shared.quiet)
 
 
 def _triples(

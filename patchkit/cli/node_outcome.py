@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from patchkit.cli.console import give, plain_table, results, say
-from patchkit.cli.outcome import begin, end
+from patchkit.cli.outcome import begin, counted, end
 
 if TYPE_CHECKING:
     from patchkit.methods import NodeOptions
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from patchkit.results.manifest import RunDir
     from patchkit.results.scores import Scores
     from patchkit.results.verification import Verification
+    from patchkit.runtime import LeftOut
 
 #: Rows of the table; the report has more, and the files have all.
 _SHOWN = 12
@@ -30,11 +32,8 @@ def begin_nodes(run: RunDir, model: PatchModel, options: NodeOptions) -> None:
     )
 
 
-def end_nodes(run: RunDir, scores: Scores, quiet: bool) -> None:
+def end_nodes(run: RunDir, scores: Scores, left_out: Sequence[LeftOut], quiet: bool) -> None:
     """The rest of the manifest, the table and the report."""
-    from patchkit.results.manifest import PairCounts
-
-    pairs = len(scores.pair_ids)
     proofs = [part.cost for part in (scores.verification, scores.bound) if part is not None]
     end(
         run,
@@ -43,7 +42,7 @@ def end_nodes(run: RunDir, scores: Scores, quiet: bool) -> None:
         axes={kind: list(scores.grid.axes(kind)) for kind in scores.grid.kinds},
         base_metric=float(scores.base_metric.double().mean()),
         source_metric=float(scores.source_metric.double().mean()),
-        pairs=PairCounts(total=pairs, used=pairs),
+        pairs=counted(len(scores.pair_ids), left_out),
         cost=scores.cost + sum(proofs),
     )
 

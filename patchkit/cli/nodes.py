@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,20 +13,12 @@ from patchkit.cli.given import check_pairs, given_pairs, given_reference
 from patchkit.cli.node_outcome import begin_nodes, end_nodes
 from patchkit.cli.options import (
     AnswerFirstToken,
-    AttnImplementation,
-    DeviceMap,
-    Dtype,
-    MaxBatchTokens,
     Metric,
     Model,
     Out,
     Pairs,
     PairsN,
     PairsTask,
-    Quiet,
-    Resume,
-    Seed,
-    batch_tokens,
     numbers_of,
     one_of,
     options_of,
@@ -34,6 +26,7 @@ from patchkit.cli.options import (
 )
 from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,8 +83,10 @@ NoiseScale = Annotated[
 ]
 
 
+@runs
 def patch(
     ctx: typer.Context,
+    shared: RunOptions,
     model: Model,
     out: Out,
     pairs: Pairs = None,
@@ -107,28 +102,21 @@ def patch(
     ablation: Ablation = "resample",
     reference: Reference = None,
     noise_scale: NoiseScale = 1.0,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
-    attn_implementation: AttnImplementation = None,
-    max_batch_tokens: MaxBatchTokens = "auto",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """The exact effect of every node on a metric: patch one at a time, run the rest of the model."""
 
-    def exact(
-        loaded: PatchModel, made: list[Pair], options: NodeOptions, progress: Progress, **more: Any
-    ) -> Scores:
+    def exact(loaded: PatchModel, made: Sequence[Pair], options: NodeOptions, **more: Any) -> Scores:
         from patchkit.methods import patch_nodes
 
-        return patch_nodes(loaded, made, options, progress=progress, **more)
+        return patch_nodes(loaded, made, options, **more)
 
-    _run(ctx, "patch", exact)
+    _run(ctx, shared, "patch", exact)
 
 
+@runs
 def attribute(
     ctx: typer.Context,
+    shared: RunOptions,
     model: Model,
     out: Out,
     pairs: Pairs = None,
@@ -175,13 +163,6 @@ def attribute(
             rich_help_panel=_PROOF,
         ),
     ] = 20,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
-    attn_implementation: AttnImplementation = None,
-    max_batch_tokens: MaxBatchTokens = "auto",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """Estimate the effect of every node from gradients, and prove it: AtP, AtP* and their parts."""
     from patchkit import methods
@@ -197,7 +178,7 @@ def attribute(
         raise InputError(f"--bound {bound:g}: expected a risk between 0 and 1, such as 0.05")
 
     def estimate(
-        loaded: PatchModel, made: list[Pair], options: NodeOptions, progress: Progress, **more: Any
+        loaded: PatchModel, made: Sequence[Pair], options: NodeOptions, progress: Progress, **more: Any
     ) -> Scores:
         scores = methods.attribute(loaded, made, options, chosen, progress=progress, **more)
         mean_over = more["reference"]
@@ -227,32 +208,33 @@ def attribute(
             scores = replace(scores, bound=found)
         return scores
 
-    _run(ctx, "attribute", estimate)
+    _run(ctx, shared, "attribute", estimate)
 
 
-def _run(ctx: typer.Context, command: str, work: Callable[..., Scores]) -> None:
+def _run(ctx: typer.Context, shared: RunOptions, command: str, work: Callable[..., Scores]) -> None:
     """What both commands do: read the options and the pairs, `work`, save the scores and show them."""
     given = ctx.params
     check_pairs(given)
     from patchkit.results.manifest import open_run_dir
+    from patchkit.runtime import without_failures
 
-    options = _options(given)
-    with open_run_dir(given["out"], command, options_of(ctx), given["resume"]) as run:
+    options = _options(given, shared)
+    with open_run_dir(given["out"], command, options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, given["quiet"])
+            finished(run, shared.quiet)
             return
-        loaded = open_model(given["model"], given["dtype"], given["device_map"], given["attn_implementation"])
+        loaded = open_model(given["model"], shared)
         made, reference = given_pairs(loaded, given), given_reference(loaded, given)
         begin_nodes(run, loaded, options)
-        with progress_bar(given["quiet"]) as progress:
-            scores = work(loaded, made, options, progress, reference=reference, checkpoint=run.checkpoint)
+        with progress_bar(shared.quiet) as progress:
+            more = {"progress": progress, "reference": reference, "checkpoint": run.checkpoint}
+            scores, left_out = without_failures(lambda kept: work(loaded, kept, options, **more), made)
         scores.save(run.path)
-        end_nodes(run, scores, given["quiet"])
+        end_nodes(run, scores, left_out, shared.quiet)
 
 
-def _options(given: dict[str, Any]) -> NodeOptions:
+def _options(given: dict[str, Any], shared: RunOptions) -> NodeOptions:
     from patchkit.methods import ABLATIONS, DIRECTIONS, NodeOptions
-    from patchkit.runtime import MAX_BATCH_TOKENS
 
     return NodeOptions(
         nodes=words_of(given["nodes"], "--nodes"),
@@ -263,8 +245,8 @@ def _options(given: dict[str, Any]) -> NodeOptions:
         noise_scale=given["noise_scale"],
         group=given["group"],
         layers=None if given["layers"] is None else numbers_of(given["layers"], "--layers"),
-        seed=given["seed"],
-        max_batch_tokens=batch_tokens(given["max_batch_tokens"]) or MAX_BATCH_TOKENS,
+        seed=shared.seed,
+        max_batch_tokens=shared.batch_tokens,
     )
 
 

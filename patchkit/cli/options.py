@@ -15,6 +15,8 @@ from patchkit.errors import InputError
 
 Choice = TypeVar("Choice", bound=str)
 _MODEL, _DATA, _RUN = "Model", "Data", "Run"
+#: Where Programs run: in this process, or in the processes of an accelerate group.
+BACKENDS = ("local", "accelerate")
 
 Model = Annotated[
     str,
@@ -78,6 +80,38 @@ Metric = Annotated[
 MaxBatchTokens = Annotated[
     str,
     typer.Option("--max-batch-tokens", help="Tokens a batch may hold, or auto.", rich_help_panel=_RUN),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        help=f"{' or '.join(BACKENDS)}; default: accelerate in a process group, else local.",
+        rich_help_panel=_RUN,
+    ),
+]
+NumProcesses = Annotated[
+    int | None,
+    typer.Option(
+        "--num-processes",
+        help="With accelerate: start so many on this machine; default: the group this is started in.",
+        rich_help_panel=_RUN,
+    ),
+]
+GpusPerReplica = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus-per-replica",
+        help="With accelerate: GPUs that each process spreads its model over; default: 1.",
+        rich_help_panel=_RUN,
+    ),
+]
+MaxFailures = Annotated[
+    int | None,
+    typer.Option(
+        "--max-failures",
+        help="Give up when more pairs than this cannot be run; default: only when all cannot.",
+        rich_help_panel=_RUN,
+    ),
 ]
 
 

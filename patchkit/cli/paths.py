@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,36 +12,34 @@ from patchkit.cli.edge_outcome import end_paths
 from patchkit.cli.given import check_pairs, given_pairs, given_reference
 from patchkit.cli.options import (
     AnswerFirstToken,
-    AttnImplementation,
-    DeviceMap,
-    Dtype,
-    MaxBatchTokens,
     Metric,
     Model,
     Out,
     Pairs,
     PairsN,
     PairsTask,
-    Quiet,
-    Resume,
-    Seed,
     one_of,
     options_of,
     words_of,
 )
 from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
+    from patchkit.data import Pair
     from patchkit.methods import StagePlan
+    from patchkit.results.paths import PathResult
 
 _PATHS, _STAGES = "Paths", "Stages"
 _FIELDS = ("name", "k", "threshold", "letters", "sign", "only")
 
 
+@runs
 def paths(
     ctx: typer.Context,
+    shared: RunOptions,
     model: Model,
     out: Out,
     pairs: Pairs = None,
@@ -101,13 +100,6 @@ def paths(
     metric: Metric = "logit-diff",
     ablation: EdgeAblation = "resample",
     reference: Reference = None,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
-    attn_implementation: AttnImplementation = None,
-    max_batch_tokens: MaxBatchTokens = "auto",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """Path patching: what senders do along their paths to receivers, and circuits traced back from the logits."""
     given = ctx.params
@@ -119,40 +111,37 @@ def paths(
         )
     if stage and not iterative:
         raise InputError("--stage belongs to --iterative; give both")
-    options = edge_options(given)
+    options = edge_options(given, shared)
     plans = _plans(stage, k, threshold, stages) if iterative else []
     from patchkit import methods
     from patchkit.results.manifest import open_run_dir
+    from patchkit.runtime import without_failures
 
-    with open_run_dir(out, "paths", options_of(ctx), resume) as run:
+    with open_run_dir(out, "paths", options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        loaded = open_model(model, dtype, device_map, attn_implementation)
+        loaded = open_model(model, shared)
         made = given_pairs(loaded, given)
-        more: dict[str, Any] = {
-            "mlps": how,
-            "reference": given_reference(loaded, given),
-            "checkpoint": run.checkpoint,
-        }
+        mean_over = given_reference(loaded, given)
         begin_edges(run, loaded, options)
-        with progress_bar(quiet) as progress:
-            if iterative:
-                found = methods.trace_paths_back(
-                    loaded, made, options, stages=plans, progress=progress, **more
-                )
-            else:
-                found = methods.patch_paths(
-                    loaded,
-                    made,
-                    words_of(senders or "all", "--senders"),
-                    words_of(receivers or "logits", "--receivers"),
-                    options,
-                    progress=progress,
-                    **more,
-                )
+        with progress_bar(shared.quiet) as progress:
+            more: dict[str, Any] = {
+                "mlps": how,
+                "reference": mean_over,
+                "checkpoint": run.checkpoint,
+                "progress": progress,
+            }
+
+            def patched(kept: Sequence[Pair]) -> PathResult:
+                if iterative:
+                    return methods.trace_paths_back(loaded, kept, options, stages=plans, **more)
+                ends = words_of(senders or "all", "--senders"), words_of(receivers or "logits", "--receivers")
+                return methods.patch_paths(loaded, kept, *ends, options, **more)
+
+            found, left_out = without_failures(patched, made)
         found.save(run.path)
-        end_paths(run, found, quiet)
+        end_paths(run, found, left_out, shared.quiet)
 
 
 def _plans(stage: list[str] | None, k: int, threshold: float, stages: int) -> list[StagePlan]:

@@ -11,13 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from patchkit.cli.console import give, plain_table, results, say
-from patchkit.cli.options import Quiet
+from patchkit.cli.options import Backend, GpusPerReplica, NumProcesses, Quiet
 from patchkit.errors import InputError, RunError
 
 Directory = Annotated[Path, typer.Argument(help="The --out directory of a run.", metavar="DIR")]
 
-# Set by `rerun` itself, or of no consequence for numbers.
-_NOT_REPEATED = frozenset({"out", "resume", "quiet"})
 
 
 def report(directory: Directory, quiet: Quiet = False) -> None:
@@ -38,6 +36,9 @@ def rerun(
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0, help="Largest difference that passes for the same number.")
     ] = 1e-5,
+    backend: Backend = None,
+    num_processes: NumProcesses = None,
+    gpus_per_replica: GpusPerReplica = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the command of a manifest again into a new directory, and compare the numbers."""
@@ -72,14 +73,15 @@ def rerun(
     command = group.get_command(ctx, manifest.command)
     if command is None:
         raise InputError(f"{directory}: made by `patchkit {manifest.command}`, which this version lacks.")
+    here_arguments = [
+        *(["--quiet"] if quiet else []),
+        *(["--backend", backend] if backend is not None else []),
+        *(["--num-processes", str(num_processes)] if num_processes is not None else []),
+        *(["--gpus-per-replica", str(gpus_per_replica)] if gpus_per_replica is not None else []),
+    ]
     options = {**manifest.options, **{option: file.path for option, file in manifest.inputs.items()}}
     with _working_directory(Path(manifest.directory)):
-        arguments = [
-            "--out",
-            str(second),
-            *(["--quiet"] if quiet else []),
-            *command_arguments(command, options),
-        ]
+        arguments = ["--out", str(second), *here_arguments, *command_arguments(command, options)]
         with command.make_context(manifest.command, arguments, parent=ctx.find_root()) as inner:
             command.invoke(inner)
     differences = compare_runs(first, second)
@@ -95,7 +97,12 @@ def rerun(
 
 
 def command_arguments(command: Any, options: dict[str, Any]) -> list[str]:
-    """The command line that gives a command these options. InputError for an option it does not know."""
+    """The command line that gives a command these options, but for those that say where it runs.
+
+    InputError for an option it does not know.
+    """
+    from patchkit.results.manifest import PLACE_OPTIONS
+
     known = {parameter.name: parameter for parameter in command.params}
     unknown = sorted(options.keys() - known.keys())
     if unknown:
@@ -107,7 +114,7 @@ def command_arguments(command: Any, options: dict[str, Any]) -> list[str]:
     placed: list[str] = []
     for name, value in options.items():
         parameter = known[name]
-        if value is None or name in _NOT_REPEATED:
+        if value is None or name in PLACE_OPTIONS:
             continue
         if parameter.param_type_name == "argument":
             placed += [str(item) for item in (value if isinstance(value, list) else [value])]

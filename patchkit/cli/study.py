@@ -12,14 +12,16 @@ import typer
 
 from patchkit.cli.console import give, plain_table, results
 from patchkit.cli.mask_outcome import begin_mask, end_mask
-from patchkit.cli.options import Out, Quiet, Resume, Seed, one_of, options_of
-from patchkit.cli.outcome import begin, end, finished, open_model
+from patchkit.cli.options import Out, one_of, options_of
+from patchkit.cli.outcome import begin, counted, end, finished, open_model
 from patchkit.cli.progress import progress_bar
+from patchkit.cli.run_options import RunOptions, runs
 from patchkit.cli.runs import command_arguments
 
 if TYPE_CHECKING:
     from patchkit.model import PatchModel
     from patchkit.results.circuit_study import CircuitStudy
+    from patchkit.results.convention import Convention
     from patchkit.results.recall import RecallStudy
     from patchkit.results.scrubbing import Scrubbing
     from patchkit.runtime import Progress
@@ -30,88 +32,86 @@ if TYPE_CHECKING:
     Work = Callable[[PatchModel, Path, int, str, Progress], Ending]
 
 STUDIES = ("variable-binding", "attribution-recall", "circuits", "ioi", "scrubbing")
+_NOT_OF_STUDIES = ("max_batch_tokens", "max_failures")
 
 
+# A study's batches are what its parts make them; memory that runs out halves them.
+@runs(without=_NOT_OF_STUDIES)
 def demo(
     ctx: typer.Context,
+    shared: RunOptions,
     out: Out = Path("patchkit-demo"),
     model: Annotated[
         str, typer.Option("--model", help="An embedded variable-binding model.")
     ] = "varbind-llama",
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """The variable-binding study on the embedded model, with a report."""
-    _study(ctx, "demo", model, out, seed, resume, quiet)
+    _study(ctx, shared, "demo", model, out)
 
 
+@runs(without=_NOT_OF_STUDIES)
 def study(
     ctx: typer.Context,
+    shared: RunOptions,
     name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES)}.")],
     out: Out,
     model: Annotated[
         str | None,
         typer.Option("--model", help="The model to study; default: the embedded ones it is made for."),
     ] = None,
-    seed: Seed = 0,
-    resume: Resume = False,
-    quiet: Quiet = False,
 ) -> None:
     """A whole experiment by name."""
     one_of(STUDIES, name, "study")
     match name:
         case "variable-binding":
-            _study(ctx, "study", model or "varbind-llama", out, seed, resume, quiet)
+            _study(ctx, shared, "study", model or "varbind-llama", out)
         case "attribution-recall":
-            _recall(ctx, model, out, seed, resume, quiet)
+            _recall(ctx, shared, model, out)
         case "circuits":
-            _of_one_model(_circuits, ctx, model or "varbind-llama", out, seed, resume, quiet)
+            _of_one_model(_circuits, ctx, shared, model or "varbind-llama", out)
         case "ioi":
-            _of_one_model(_ioi, ctx, model or "ioi-gpt2", out, seed, resume, quiet)
+            _of_one_model(_ioi, ctx, shared, model or "ioi-gpt2", out)
         case "scrubbing":
-            _of_one_model(_scrubbing, ctx, model or "varbind-llama", out, seed, resume, quiet)
+            _of_one_model(_scrubbing, ctx, shared, model or "varbind-llama", out)
 
 
-def _study(
-    ctx: typer.Context, command: str, model: str, out: Path, seed: int, resume: bool, quiet: bool
-) -> None:
+def _study(ctx: typer.Context, shared: RunOptions, command: str, model: str, out: Path) -> None:
     from patchkit.results.manifest import open_run_dir
     from patchkit.studies import StudyOptions, run_study
 
+    seed = shared.seed
     options = StudyOptions(seed=seed)
     options = replace(options, mask=replace(options.mask, seeds=(seed, seed + 1, seed + 2)))
-    with open_run_dir(out, command, options_of(ctx), resume) as run:
+    with open_run_dir(out, command, options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        loaded = open_model(model)
+        loaded = open_model(model, shared)
         begin_mask(run, loaded, options.mask, seed)
         card = _embedded_card(loaded)
-        with progress_bar(quiet) as progress:
+        with progress_bar(shared.quiet) as progress:
             result, _ = run_study(
                 loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
             )
-        end_mask(run, result, quiet)
+        end_mask(run, result, [], shared.quiet)
 
 
-def _recall(ctx: typer.Context, model: str | None, out: Path, seed: int, resume: bool, quiet: bool) -> None:
+def _recall(ctx: typer.Context, shared: RunOptions, model: str | None, out: Path) -> None:
     from patchkit.results.manifest import Failure, PairCounts, open_run_dir
     from patchkit.studies.attribution_recall import MODELS, RecallOptions, run_recall
 
-    with open_run_dir(out, "study", options_of(ctx), resume) as run:
+    with open_run_dir(out, "study", options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        models = [open_model(name) for name in ([model] if model else MODELS)]
-        begin(
-            run, models, seed, sign="costs: forwards per pair until the nodes that matter most are verified"
-        )
-        with progress_bar(quiet) as progress:
+        models = [open_model(name, shared) for name in ([model] if model else MODELS)]
+        sign = "costs: forwards per pair until the nodes that matter most are verified"
+        begin(run, models, shared.seed, sign=sign)
+        with progress_bar(shared.quiet) as progress:
             result = run_recall(
                 models,
                 run.path,
-                RecallOptions(seed=seed),
+                RecallOptions(seed=shared.seed),
                 command=_command_line(ctx),
                 progress=lambda _, done, total: progress("settings", done, total),
             )
@@ -124,7 +124,7 @@ def _recall(ctx: typer.Context, model: str | None, out: Path, seed: int, resume:
         used = sum(setting.pairs for setting in result.settings)
         end(
             run,
-            quiet,
+            shared.quiet,
             lambda: _show_recall(result),
             metric=convention.metric,
             direction=convention.direction,
@@ -148,33 +148,35 @@ def _show_recall(result: RecallStudy) -> None:
         give(finding)
 
 
-def _of_one_model(
-    work: Work, ctx: typer.Context, model: str, out: Path, seed: int, resume: bool, quiet: bool
-) -> None:
+def _of_one_model(work: Work, ctx: typer.Context, shared: RunOptions, model: str, out: Path) -> None:
     """The frame of a study of one model: its directory, its manifest, its progress, its end."""
     from patchkit.results.manifest import open_run_dir
 
-    with open_run_dir(out, "study", options_of(ctx), resume) as run:
+    with open_run_dir(out, "study", options_of(ctx), shared.resume) as run:
         if run.done:
-            finished(run, quiet)
+            finished(run, shared.quiet)
             return
-        loaded = open_model(model)
-        begin(run, [loaded], seed)
-        with progress_bar(quiet) as progress:
-            show, fields = work(loaded, run.path, seed, _command_line(ctx), progress)
-        end(run, quiet, show, **fields)
+        loaded = open_model(model, shared)
+        begin(run, [loaded], shared.seed)
+        with progress_bar(shared.quiet) as progress:
+            show, fields = work(loaded, run.path, shared.seed, _command_line(ctx), progress)
+        end(run, shared.quiet, show, **fields)
 
 
 def _circuits(model: PatchModel, out: Path, seed: int, command: str, progress: Progress) -> Ending:
-    from patchkit.results.manifest import PairCounts
     from patchkit.studies.circuits import CircuitStudyOptions, run_circuit_study
 
     found = run_circuit_study(model, out, CircuitStudyOptions(seed=seed), command=command, progress=progress)
-    return lambda: _show_circuits(found), {
-        "metric": found.convention.metric,
-        "direction": found.convention.direction,
-        "ablation": found.convention.ablation,
-        "pairs": PairCounts(total=found.pairs, used=found.pairs),
+    return lambda: _show_circuits(found), _meaning(found.convention, found.pairs)
+
+
+def _meaning(convention: Convention, pairs: int) -> dict[str, Any]:
+    """Fields of the manifest: what the numbers mean, and how many pairs they are of."""
+    return {
+        "metric": convention.metric,
+        "direction": convention.direction,
+        "ablation": convention.ablation,
+        "pairs": counted(pairs, []),
     }
 
 
@@ -213,14 +215,15 @@ def _ioi(model: PatchModel, out: Path, seed: int, command: str, progress: Progre
         model_card=_embedded_card(model),
         progress=progress,
     )
-    return lambda: give("\n".join(found.findings)), {}
+    return lambda: give("\n".join(found.findings)), _meaning(found.convention, found.pairs)
 
 
 def _scrubbing(model: PatchModel, out: Path, seed: int, command: str, progress: Progress) -> Ending:
     from patchkit.studies.binding_hypotheses import BindingOptions, run_scrubbing
 
     found = run_scrubbing(model, out, BindingOptions(seed=seed), command=command, progress=progress)
-    return lambda: _show_scrubbing(found), {}
+    first = found.results[0]
+    return lambda: _show_scrubbing(found), _meaning(first.convention, len(first.inputs))
 
 
 def _show_scrubbing(found: Scrubbing) -> None:

@@ -12,16 +12,17 @@ from patchkit.errors import InputError
 from patchkit.results._scores_files import read_table
 from patchkit.results.formats import load_tensors, read_json
 
-# What two runs of one command do not share: where they ran, and how long they took.
+# What two runs of one command do not share: where they ran, how long they took, and what they paid, which depends on how
+# their batches were cut.
 _OWN_FILES = frozenset({"manifest.json"})
-_OWN_KEYS = frozenset({"seconds", "command"})
+_OWN_KEYS = frozenset({"seconds", "command", "cost", "forward_equivalents"})
 
 
 def compare_runs(first: Path | str, second: Path | str) -> dict[str, float]:
     """Largest absolute difference of each tensor or parquet column (`file:name`) and of each JSON file's numbers.
 
     A tensor of another shape, a number on one side only, other text or another number of items is an infinite
-    difference; NaN equals NaN. The manifest and wall times are left out. InputError when a file of the first
+    difference; NaN equals NaN. The manifest, wall times and costs are left out. InputError when a file of the first
     is not in the second, or the first holds no results.
     """
     first, second = Path(first), Path(second)

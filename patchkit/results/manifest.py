@@ -28,8 +28,12 @@ MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"
 PACKAGES = ("patchkit", "nnsight", "torch", "transformers")
 
-# Options that change where or how loudly a run goes on, never its numbers: a resumed run may differ in them.
-_FREE_OPTIONS = frozenset({"out", "resume", "quiet"})
+#: Options that change where or how loudly a run goes on, never its numbers.
+PLACE_OPTIONS = frozenset(
+    {"out", "resume", "quiet", "backend", "num_processes", "gpus_per_replica", "max_failures"}
+)
+# What a resumed run may differ in: batches of another size give the same numbers, and may be why it is resumed.
+_FREE_OPTIONS = PLACE_OPTIONS | {"max_batch_tokens"}
 
 
 class _Frozen(BaseModel):

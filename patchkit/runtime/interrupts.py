@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,6 +18,22 @@ _WAITING = "Interrupted: the batch in hand is finished first. Once more to stop 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as batch systems and launchers do."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM ends the work as Ctrl-C does, by an exception: what is open is closed, and what is kept says so."""
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if mine:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Interrupts:
@@ -34,10 +51,10 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number, usual in (
-                (signal.SIGINT, signal.default_int_handler),
-                (signal.SIGTERM, signal.SIG_DFL),
+                (signal.SIGINT, (signal.default_int_handler,)),
+                (signal.SIGTERM, (signal.SIG_DFL, _terminate)),
             ):
-                if signal.getsignal(number) is usual:
+                if signal.getsignal(number) in usual:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -62,6 +79,10 @@ class Interrupts:
         self._asked = number
         if self._say is not None:
             self._say(_WAITING)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated()
 
 
 def _raised(number: int) -> KeyboardInterrupt:
