@@ -120,7 +120,10 @@ def read_keys(path: Path) -> frozenset[str]:
         Damaged: it cannot be read.
     """
     with _opened(path) as file:
-        return frozenset(_read(file, ["key"])["key"].to_pylist()) - {""}
+        keys = frozenset(_read(file, ["key"])["key"].to_pylist()) - {"", None}
+    if not keys:
+        raise Damaged("it holds nothing")
+    return keys
 
 
 def unpack(data: bytes) -> list[Batch]:
@@ -137,13 +140,15 @@ def unpack(data: bytes) -> list[Batch]:
     found: dict[int, _Parts] = {}
     values = (value for chunk in table["data"].chunks for value in chunk)
     for number, key, name, dtype, shape, value in zip(*columns.values(), values, strict=True):
-        if None in (number, key, name, dtype, shape) or not value.is_valid or not (key or name):
+        if None in (number, key, name, dtype, shape) or not value.is_valid:
             raise Damaged("a row lacks a value")
         parts = found.setdefault(number, _Parts())
         item = parts.sums if not key else parts.items.setdefault(key, {})
         if name in item:
             raise Damaged(f"tensor {name!r} of one item occurs twice")
         item[name] = _tensor(name, dtype, shape, value.as_buffer())
+        if not name and (not key or item[name].numel()):
+            raise Damaged("a tensor has no name")
     return [parts.batch() for parts in found.values()]
 
 
@@ -158,6 +163,8 @@ class _Parts:
         first = next(iter(self.items.values()), None)
         if first is None:
             raise Damaged("a sum over no items")
+        if "" in first and len(first) > 1:
+            raise Damaged("a tensor has no name")
         for item in self.items.values():
             if {name: (value.dtype, value.shape) for name, value in item.items()} != {
                 name: (value.dtype, value.shape) for name, value in first.items()
@@ -167,7 +174,7 @@ class _Parts:
         return Batch(tuple(self.items), tensors, self.sums)
 
 
-def _tensor(name: str, dtype: str, shape: Sequence[int], data: pa.Buffer) -> Tensor:
+def _tensor(name: str, dtype: str, shape: Sequence[Any], data: pa.Buffer) -> Tensor:
     kind = _DTYPES.get(dtype)
     if kind is None:
         raise Damaged(f"tensor {name!r} is of an unknown dtype {dtype!r}")
@@ -202,8 +209,6 @@ def _read(file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
         table = file.read(columns=list(columns))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"its content cannot be read ({_line(error)})") from None
-    if not table.num_rows:
-        raise Damaged("it holds nothing")
     return table
 
 

@@ -106,7 +106,7 @@ class Journal:
         if not keys:
             raise ValueError("a batch without items")
         kept = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        sums = {name: kept.pop(name) for name in summed & kept.keys()}
+        sums = {name: kept.pop(name) for name in sorted(summed & kept.keys())}
         for name, value in kept.items():
             if not value.ndim or len(value) != len(keys):
                 raise ValueError(f"{name}: expected {len(keys)} rows, found shape {list(value.shape)}")
