@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from rich.console import Console, RenderableType
@@ -185,17 +185,17 @@ class TerminalDisplay(Display):
 def shown(quiet: bool = False) -> Iterator[Display]:
     """Gives the display of stderr: live on a terminal that can, plain lines elsewhere, nothing when quiet."""
     console = notes(quiet)
-    with ExitStack() as stack:
-        if quiet:
-            display = Display()
-        elif sys.stderr.isatty() and not console.is_dumb_terminal:
-            display = stack.enter_context(TerminalDisplay(console))
-        else:
-            display = LogDisplay(console)
-        try:
+    if quiet:
+        yield Display()
+        return
+    live = sys.stderr.isatty() and not console.is_dumb_terminal
+    display = TerminalDisplay(console) if live else LogDisplay(console)
+    try:
+        with display if isinstance(display, TerminalDisplay) else nullcontext():
             yield display
-        finally:
-            display.close()
+    finally:
+        # Below what the live lines were, when these are gone.
+        display.close()
 
 
 @contextmanager
