@@ -35,7 +35,7 @@ def write_json(path: Path | str, value: Any) -> None:
     in another language would fail on them. A value that is not defined is None.
     """
     for field, number in _numbers(value):
-        if not math.isfinite(number):
+        if not _is_finite(number):
             raise RunError(
                 f"{path}: cannot write field {field or '(top level)'}: it is {number}, and JSON has no such "
                 "number. Nothing was written. A value that is not defined must be None."
@@ -83,32 +83,43 @@ def read_model(path: Path | str, cls: type[Model], extra: Mapping[str, Any] | No
             f"{path}: expected schema_version {version.default}, found {data['schema_version']!r}. "
             "Another version of patchkit wrote it: read it with that version, or run the command again."
         )
-    for field, number in _numbers(data):
-        if not math.isfinite(number):
-            raise InputError(
-                f"{path}: field {field}: expected a number that a float can hold, found a larger one. "
-                "Run the command that writes it again."
-            )
-    try:
-        found = cls.model_validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        problems = [
-            problem
-            for problem in error.errors(include_url=False)
-            if problem["type"] != "missing" or problem["loc"][0] not in extra
-        ]
-        if problems:
-            raise InputError(_validation_message(path, cls, problems)) from error
-        return validated(path, cls, {**data, **extra})
-    return found.model_copy(update=extra) if extra else found
+    if not extra:
+        return validated(path, cls, data)
+    problems = [
+        problem
+        for problem in _problems(path, cls, data)
+        if problem["type"] != "missing" or problem["loc"][0] not in extra
+    ]
+    if problems:
+        raise InputError(_validation_message(path, cls, problems))
+    # What is kept elsewhere is no JSON; all that is has been looked at.
+    return cls.model_validate({**data, **extra})
 
 
 def validated(path: Path, cls: type[Model], data: Any) -> Model:
-    """A pydantic model of what was read from `path`; InputError names the file and the fields that are wrong."""
+    """A pydantic model of JSON values read from `path`; InputError names the file and the fields that are wrong."""
+    if problems := _problems(path, cls, data):
+        raise InputError(_validation_message(path, cls, problems))
+    return cls.model_validate_json(json.dumps(data), strict=True)
+
+
+def _problems(path: Path, cls: type[BaseModel], data: Any) -> list[Any]:
+    """What is wrong with the fields of a model; InputError where a number is none that a float can hold."""
+    for field, number in _numbers(data):
+        if not _is_finite(number):
+            raise InputError(
+                f"{path}: field {field}: expected a finite number, as large as a float can hold. "
+                "Run the command that writes it again."
+            )
     try:
-        return cls.model_validate(data)
+        cls.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise InputError(_validation_message(path, cls, error.errors(include_url=False))) from error
+        return list(error.errors(include_url=False))
+    except TypeError as error:
+        raise InputError(
+            f"{path}: expected plain values for a {cls.__name__}, found others ({error})."
+        ) from error
+    return []
 
 
 def save_tensors(
@@ -155,9 +166,16 @@ def _not_safetensors(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: expected a safetensors file, found something else ({error}). Write it again.")
 
 
-def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, float]]:
-    """Every float inside nested dicts and lists, with the path that leads to it."""
-    if isinstance(value, float):
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number inside nested dicts and lists, with the path that leads to it."""
+    if isinstance(value, int | float):
         yield field, value
     elif isinstance(value, Mapping):
         for key, item in value.items():

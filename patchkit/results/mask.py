@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from patchkit.errors import InputError
 from patchkit.results.formats import load_tensors, read_model, save_tensors, write_model
 
 
@@ -140,7 +142,24 @@ class MaskResult(_Frozen):
 
     @classmethod
     def load(cls, directory: Path | str) -> MaskResult:
-        """Reads what `save` wrote; InputError names a missing or malformed file."""
+        """Reads what `save` wrote; InputError names a file that is missing, malformed or not of the same mask."""
         directory = Path(directory)
-        values = load_tensors(directory / "mask.safetensors")
-        return read_model(directory / "mask.json", cls, extra={"values": values})
+        path = directory / "mask.safetensors"
+        values = load_tensors(path)
+        result = read_model(directory / "mask.json", cls, extra={"values": values})
+        found = {kind: list(tensor.shape) for kind, tensor in values.items()}
+        if (
+            set(found) != set(result.components)
+            or sum(map(torch.numel, values.values())) != result.n_components
+        ):
+            raise InputError(
+                f"{path}: expected learned values of the {result.n_components} components of kinds "
+                f"{', '.join(result.components)}, as mask.json says, found {found or 'none'}. Write both again."
+            )
+        for kind, tensor in values.items():
+            if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+                raise InputError(
+                    f"{path}: tensor '{kind}': expected finite float32 numbers, found {tensor.dtype} with "
+                    f"{int((~tensor.isfinite()).sum())} that are not finite. Write the mask again."
+                )
+        return result

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from patchkit.errors import InputError
-from patchkit.results.formats import read_model, write_model
+from patchkit.results.formats import read_model, validated, write_model
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -49,7 +49,7 @@ class Checkpoint:
                     f"{file}: the checkpoint of a study of another model or with other options; give the same ones to go "
                     "on, or another directory to begin"
                 )
-            return kind.model_validate(kept.part)
+            return validated(file, kind, kept.part)
         made = make()
         write_model(file, _Kept(run=self.run, part=made.model_dump(mode="json")))
         return made
