@@ -28,7 +28,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from patchkit.data import Triple
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import DirectMask, Objective
-from patchkit.methods._mask_prepare import prepare
+from patchkit.methods._mask_prepared import prepare
 from patchkit.methods._mask_train import _backward
 from patchkit.model import PatchModel
 from patchkit.zoo.load import load
@@ -77,18 +77,18 @@ class Ours:
     """A step of patchkit: its own gradient, then Adam."""
 
     def __init__(self, model: PatchModel, triples: list[Triple], reuse: bool) -> None:
-        self.model, self.layout = model, Layout.build(("head", "mlp"), model.dims)
+        layout = Layout.build(("head", "mlp"), model.dims)
         self.prepared = prepare(
-            model, self.layout, {"value": triples}, reuse=reuse, max_batch_tokens=PROMPTS * TOKENS
+            model, layout, {"value": triples}, reuse=reuse, max_batch_tokens=PROMPTS * TOKENS
         )
-        self.weights = [torch.full((PROMPTS,), 1 / PROMPTS)]
+        self.weights = torch.full((PROMPTS,), 1 / PROMPTS)
         self.objective = Objective("cross-entropy", "l0.5")
-        self.mask = DirectMask(torch.ones(self.layout.size), "l0.5", LAM)
+        self.mask = DirectMask(torch.ones(layout.size), "l0.5", LAM)
         self.optimiser = torch.optim.Adam(self.mask.parameters, lr=LR)
 
     def step(self) -> None:
         self.mask.before_step()
-        _backward(self.model, self.layout, self.prepared, self.weights, self.mask, self.objective, True)
+        _backward(self.prepared, self.weights, self.mask, self.objective, True)
         self.optimiser.step()
         self.optimiser.zero_grad()
 

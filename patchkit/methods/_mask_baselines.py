@@ -10,9 +10,8 @@ from torch import Tensor
 
 from patchkit.methods._mask_evaluate import evaluate_mask, moved_by, random_sets
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import Prepared
+from patchkit.methods._mask_prepared import Prepared
 from patchkit.methods._mask_triples import Splits
-from patchkit.model import PatchModel
 from patchkit.results.mask import Carried, DesideratumScores, SetScores
 from patchkit.runtime import Progress
 
@@ -21,7 +20,6 @@ from patchkit.runtime import Progress
 class Scorer:
     """Scores sets of components on the test triples; a set that was scored before is not run again."""
 
-    model: PatchModel
     layout: Layout
     test: Prepared
     trained: tuple[str, ...]
@@ -33,7 +31,7 @@ class Scorer:
         """Accuracy by desideratum when exactly these components are patched."""
         key = tuple(sorted(patched))
         if key not in self._seen:
-            self._seen[key] = evaluate_mask(self.model, self.layout, self.test, self.layout.keep_all_but(key))
+            self._seen[key] = evaluate_mask(self.test, self.layout.keep_all_but(key))
         return self._seen[key]
 
     def names(self, components: Sequence[int]) -> list[str]:
@@ -60,7 +58,7 @@ class Scorer:
             scored.append(self.score(patched))
         self.say("testing", total, total)
         own, empty, every, complement, *random = scored
-        soft = evaluate_mask(self.model, self.layout, self.test, soft_values)
+        soft = evaluate_mask(self.test, soft_values)
         return [
             DesideratumScores(
                 name=name,
@@ -105,7 +103,7 @@ class Scorer:
             table.append(
                 Carried(
                     component=self.names([component])[0],
-                    alone=moved_by(self.model, self.layout, self.test, self.layout.keep_all_but([component])),
+                    alone=moved_by(self.test, self.layout.keep_all_but([component])),
                     missed={name: whole[name] - without[name] for name in whole},
                 )
             )

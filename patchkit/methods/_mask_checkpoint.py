@@ -1,4 +1,4 @@
-"""Finished paths on disk, so that an interrupted mask goes on where it stopped."""
+"""Paths on disk, lambda by lambda, so that an interrupted mask goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from patchkit.errors import InputError
 from patchkit.methods._mask_train import PathPoint, PathResult
+from patchkit.reading import exists
 from patchkit.results.formats import load_tensors, read_model, save_tensors, write_model
 
 
@@ -30,7 +31,9 @@ class _Path(BaseModel):
 
 
 class Checkpoint:
-    """Paths by name in a directory; a path is there whole or not at all. With no directory nothing is kept.
+    """Paths by name in a directory, as far as they came. With no directory nothing is kept.
+
+    What is not `stopped` is not at its end: later lambdas are still to be trained.
 
     Args:
         run: everything that a path depends on, as text. A path of another run is refused, never taken for one's own.
@@ -41,13 +44,13 @@ class Checkpoint:
         self._run = hashlib.sha256(run.encode()).hexdigest()[:32]
 
     def load(self, name: str) -> PathResult | None:
-        """The path of this name, if it was finished before.
+        """The path of this name, as far as it was trained before.
 
         Raises:
             InputError: the file is of another run (another model, other triples or options), or it is damaged.
         """
         file = self._file(name)
-        if file is None or not file.is_file():
+        if file is None or not exists(file):
             return None
         record = read_model(file, _Path)
         if record.run != self._run:
@@ -56,7 +59,15 @@ class Checkpoint:
                 "ones to go on, or another directory to begin"
             )
         values = load_tensors(file.with_suffix(".safetensors")).get("values")
-        if values is None or len(values) != len(record.points):
+        # Stopped between the two files, there is one mask more than is described; never of a whole path.
+        allowed = {len(record.points)} if record.stopped else {len(record.points), len(record.points) + 1}
+        if (
+            values is None
+            or values.ndim != 2
+            or not bool(values.isfinite().all())
+            or not record.points
+            or len(values) not in allowed
+        ):
             raise InputError(
                 f"{file.with_suffix('.safetensors')}: does not hold the {len(record.points)} masks of {file.name}; "
                 "delete both, and this path is trained again"
@@ -68,7 +79,7 @@ class Checkpoint:
         return PathResult(points=points, history=record.history, stopped=record.stopped)
 
     def save(self, name: str, path: PathResult) -> None:
-        """Keeps a finished path; the JSON is written last, and without it the path counts as not there."""
+        """Keeps a path as far as it is; the JSON is written last, and says how far that is."""
         file = self._file(name)
         if file is None:
             return

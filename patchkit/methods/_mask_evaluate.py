@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import Prepared, masked_logits
-from patchkit.model import PatchModel
+from patchkit.methods._mask_prepared import Prepared
 
 
 def rounded(values: Float[Tensor, " n"]) -> list[int]:
@@ -24,46 +23,19 @@ def joint_score(scores: Mapping[str, float], over: Iterable[str] | None = None) 
     return min(scores[name] for name in names)
 
 
-def masked_answers(
-    model: PatchModel, layout: Layout, prepared: Prepared, keep: Float[Tensor, " n"]
-) -> Int[Tensor, " triple"]:
-    """The model's answer to every original under a mask: the argmax over the whole vocabulary."""
-    answers = torch.empty(sum(prepared.sizes), dtype=torch.long)
-    with torch.no_grad():
-        for chunk in prepared.chunks:
-            answers[chunk.rows] = masked_logits(model, layout, chunk, keep).argmax(-1).cpu()
-    return answers
-
-
-def evaluate_mask(
-    model: PatchModel, layout: Layout, prepared: Prepared, keep: Float[Tensor, " n"]
-) -> dict[str, float]:
+def evaluate_mask(prepared: Prepared, keep: Float[Tensor, " n"]) -> dict[str, float]:
     """Accuracy by desideratum: the fraction of triples whose answer under the mask is the target."""
-    return share_by_name(
-        prepared, masked_answers(model, layout, prepared, keep) == gather(prepared, "target")
-    )
+    return share_by_name(prepared, prepared.answers(keep) == prepared.target)
 
 
-def moved_by(
-    model: PatchModel, layout: Layout, prepared: Prepared, keep: Float[Tensor, " n"]
-) -> dict[str, float]:
+def moved_by(prepared: Prepared, keep: Float[Tensor, " n"]) -> dict[str, float]:
     """The fraction of triples whose answer under the mask is no longer the unpatched one, by desideratum."""
-    answers = masked_answers(model, layout, prepared, keep)
-    return share_by_name(prepared, answers != gather(prepared, "original_answer"))
+    return share_by_name(prepared, prepared.answers(keep) != prepared.original_answer)
 
 
-def gather(prepared: Prepared, attribute: str) -> Tensor:
-    """One field of all chunks, in the order of the triples."""
-    first = getattr(prepared.chunks[0], attribute)
-    found = torch.empty(sum(prepared.sizes), dtype=first.dtype)
-    for chunk in prepared.chunks:
-        found[chunk.rows] = getattr(chunk, attribute).cpu()
-    return found
-
-
-def share_by_name(prepared: Prepared, hits: Tensor) -> dict[str, float]:
+def share_by_name(prepared: Prepared, hits: Bool[Tensor, " triple"]) -> dict[str, float]:
     """Mean of a boolean per triple, by desideratum."""
-    group = gather(prepared, "group")
+    group = prepared.group
     counts = [(int(hits[group == g].sum()), int((group == g).sum())) for g in range(len(prepared.names))]
     return {name: hit / size for name, (hit, size) in zip(prepared.names, counts, strict=True)}
 
@@ -81,7 +53,7 @@ ONE_BY_ONE = 48
 
 
 def prune(
-    model: PatchModel, layout: Layout, prepared: Prepared, chosen: Sequence[int], slack: float
+    layout: Layout, prepared: Prepared, chosen: Sequence[int], slack: float
 ) -> tuple[list[int], list[int]]:
     """Drops components that are not needed: (kept, dropped).
 
@@ -91,7 +63,7 @@ def prune(
     """
 
     def joint(components: Sequence[int]) -> float:
-        return joint_score(evaluate_mask(model, layout, prepared, layout.keep_all_but(components)))
+        return joint_score(evaluate_mask(prepared, layout.keep_all_but(components)))
 
     kept, dropped = list(chosen), []
     floor = joint(kept) - slack - ROUNDING

@@ -145,6 +145,11 @@ class Objective:
         return DirectMask(start, self.sparsity, lam)
 
     @property
+    def is_direct(self) -> bool:
+        """Whether lambda is the price of a component, and not how many there are to be."""
+        return self.sparsity != "hard-concrete"
+
+    @property
     def alternates_steps(self) -> bool:
         """The published code steps on one desideratum after the other; cross-entropy steps on all together."""
         return self.loss == "published"

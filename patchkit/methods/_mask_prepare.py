@@ -1,162 +1,134 @@
 """Getting triples ready for a mask: the alternates' activations cached, the originals' prefixes cached, once.
 
 Nothing of this depends on the mask, so every optimisation step afterwards runs only the tokens from the masked position
-on: for masks at the last token, one token a prompt.
+on: for masks at the last token, one token a prompt. Every process keeps the batches that it has opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchkit.data import Batch, Triple, positions, span_positions
-from patchkit.errors import InputError
+from patchkit.data import Batch, Triple, positions
 from patchkit.methods._mask_layout import Layout
 from patchkit.model import Dims, PatchModel, Site
-from patchkit.runtime import MAX_BATCH_TOKENS, Cost, length_buckets
+from patchkit.runtime import Cost
 from patchkit.tracing import Blend, Prefix, blended_logits, capture, compute_prefix
-
-
-@dataclass
-class Tally:
-    """What was really paid, in token-forwards (see `patchkit.runtime.Cost`)."""
-
-    token_forwards: float = 0.0
+from patchkit.tracing.prefixes import share_prefixes
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some triples, ready: `rows` are their places in the whole list; every masked run is added to `tally`."""
+class Masked:
+    """A triple and where it is masked: the tokens in both prompts."""
 
-    rows: Int[Tensor, " row"]
+    triple: Triple
+    original_at: int
+    alternate_at: int
+    number: int = field(compare=False)
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Some triples, ready: `numbers` are their places in the whole list.
+
+    Attributes:
+        owed: token-forwards that were run here and not told yet.
+    """
+
+    layout: Layout
+    numbers: Int[Tensor, " row"]
     run: Batch | Prefix
     columns: Int[Tensor, " row"]
     alternates: Mapping[Site, Tensor]
-    group: Int[Tensor, " row"]
     target: Int[Tensor, " row"]
     original_answer: Int[Tensor, " row"]
     rival: Int[Tensor, " row"]
     invariant: Tensor
     base_difference: Float[Tensor, " row"]
-    tally: Tally
+    owed: float
+
+    def settle(self) -> Tensor:
+        """What is owed; nothing is, after that."""
+        owed, self.owed = self.owed, 0.0
+        return torch.tensor(owed, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """All triples of some desiderata, ready for masked runs.
+class Preparation:
+    """Opens batches of triples.
 
     Attributes:
-        names: the desiderata; `Chunk.group` counts them.
-        sizes: triples in each.
-    """
-
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    kinds: tuple[str, ...]
-    chunks: tuple[Chunk, ...]
-
-
-def prepare(
-    model: PatchModel,
-    layout: Layout,
-    triples: Mapping[str, Sequence[Triple]],
-    *,
-    position: str = "last",
-    reuse: bool = True,
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
-    tally: Tally | None = None,
-) -> Prepared:
-    """Caches everything about the triples that no mask changes.
-
-    Args:
-        triples: by desideratum.
-        position: `last`, or the name of a one-token span that every triple has.
         reuse: keep the keys and values before the masked position; False runs whole prompts (the slow, plain way).
-        tally: where the cost is counted.
-
-    Raises:
-        InputError: a triple without the span, an empty desideratum.
     """
-    flat = [(group, triple) for group, members in enumerate(triples.values()) for triple in members]
-    for name, members in triples.items():
-        if not members:
-            raise InputError(f"desideratum '{name}' has no triples")
-    members = [triple for _, triple in flat]
-    original_at, alternate_at = span_positions(members, position)
-    tally = tally or Tally()
-    longest = [max(len(triple.original_ids), len(triple.alternate_ids)) for triple in members]
-    chunks = [
-        _prepare_chunk(model, layout, flat, torch.tensor(rows), original_at, alternate_at, reuse, tally)
-        for rows in length_buckets(longest, max_batch_tokens)
-    ]
-    invariant = torch.cat([chunk.invariant for chunk in chunks])
-    group = torch.cat([chunk.group for chunk in chunks])
-    shares = [float(invariant[group == g].float().mean()) for g in range(len(triples))]
-    kinds = tuple("invariance" if s == 1 else "dependence" if s == 0 else "mixed" for s in shares)
-    return Prepared(tuple(triples), tuple(len(t) for t in triples.values()), kinds, tuple(chunks))
+
+    layout: Layout
+    reuse: bool = True
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients are taken over whole prompts, and not over a token of each."""
+        return not self.reuse
+
+    def tokens(self, item: Masked) -> int:
+        return max(len(item.triple.original_ids), len(item.triple.alternate_ids))
+
+    def open(self, model: PatchModel, items: Sequence[Masked]) -> Chunk:
+        members = [item.triple for item in items]
+        (original, columns), (alternate, alternate_columns), shared = _behind_prefixes(
+            model,
+            Batch.from_ids([t.original_ids for t in members], pad_id=model.pad_id),
+            Batch.from_ids([t.alternate_ids for t in members], pad_id=model.pad_id),
+            items,
+        )
+        seen = capture(model, alternate, self.layout.sites, columns=alternate_columns)
+        run = compute_prefix(model, original, int(columns.min())) if self.reuse else original
+        with torch.no_grad():
+            own = blended_logits(model, run, [], columns).float()
+        target = torch.tensor([t.target_id for t in members], device=own.device)
+        own_answer = _known([t.original_answer_id for t in members], own.argmax(-1))
+        alternate_answer = _known(
+            [t.alternate_answer_id for t in members], seen.logits.argmax(-1).to(own.device)
+        )
+        invariant = target == own_answer
+        # What the target competes with: the answer without the patch, or, where that is the target, the alternate's.
+        rival = torch.where(invariant, alternate_answer, own_answer)
+        return Chunk(
+            layout=self.layout,
+            numbers=torch.tensor([item.number for item in items]),
+            run=run,
+            columns=columns,
+            alternates=seen.values,
+            target=target,
+            original_answer=own.argmax(-1),
+            rival=rival,
+            invariant=invariant,
+            base_difference=difference(own, target, rival),
+            owed=float(original.attention_mask.sum() + alternate.attention_mask.sum() + shared),
+        )
+
+    def cost(self, dims: Dims, items: Sequence[Masked]) -> Cost:
+        """Both prompts of every triple, and what is kept of them for the steps."""
+        return mask_cost(dims, self.layout, [item.triple for item in items], steps=0, evaluations=0)
 
 
-def pool(parts: Sequence[Prepared]) -> Prepared:
-    """All triples of several preparations as one, desiderata of one name together; nothing is run again."""
-    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
-    sizes, kinds = dict.fromkeys(names, 0), {}
-    chunks: list[Chunk] = []
-    offset = 0
-    for part in parts:
-        for name, size, kind in zip(part.names, part.sizes, part.kinds, strict=True):
-            sizes[name] += size
-            kinds[name] = kind if kinds.get(name, kind) == kind else "mixed"
-        places = torch.tensor([names.index(name) for name in part.names])
-        for chunk in part.chunks:
-            group = places.to(chunk.group.device)[chunk.group]
-            chunks.append(replace(chunk, rows=chunk.rows + offset, group=group))
-        offset += sum(part.sizes)
-    return Prepared(names, tuple(sizes.values()), tuple(kinds[name] for name in names), tuple(chunks))
-
-
-def _prepare_chunk(
-    model: PatchModel,
-    layout: Layout,
-    flat: Sequence[tuple[int, Triple]],
-    rows: Tensor,
-    original_at: Sequence[int],
-    alternate_at: Sequence[int],
-    reuse: bool,
-    tally: Tally,
-) -> Chunk:
-    members = [flat[i][1] for i in rows.tolist()]
-    original = Batch.from_ids([t.original_ids for t in members], pad_id=model.pad_id)
-    alternate = Batch.from_ids([t.alternate_ids for t in members], pad_id=model.pad_id)
-    alternate_columns = positions(alternate, [alternate_at[i] for i in rows.tolist()])
-    seen = capture(model, alternate, layout.sites, columns=alternate_columns)
-    columns = positions(original, [original_at[i] for i in rows.tolist()])
-    run = compute_prefix(model, original, int(columns.min())) if reuse else original
-    with torch.no_grad():
-        own = blended_logits(model, run, [], columns).float()
-    tally.token_forwards += float(original.lengths.sum() + alternate.lengths.sum())
-    target = torch.tensor([t.target_id for t in members], device=own.device)
-    own_answer = _known([t.original_answer_id for t in members], own.argmax(-1))
-    alternate_answer = _known([t.alternate_answer_id for t in members], seen.logits.argmax(-1).to(own.device))
-    invariant = target == own_answer
-    # What the target competes with: the answer without the patch, or, where that is the target, the alternate's.
-    rival = torch.where(invariant, alternate_answer, own_answer)
-    return Chunk(
-        rows=rows,
-        run=run,
-        columns=columns,
-        alternates=seen.values,
-        group=torch.tensor([flat[i][0] for i in rows.tolist()], device=own.device),
-        target=target,
-        original_answer=own.argmax(-1),
-        rival=rival,
-        invariant=invariant,
-        base_difference=difference(own, target, rival),
-        tally=tally,
-    )
+def _behind_prefixes(
+    model: PatchModel, original: Batch, alternate: Batch, items: Sequence[Masked]
+) -> tuple[tuple[Batch, Tensor], tuple[Batch, Tensor], int]:
+    """Both prompts' columns that are left to run, with the masked columns among them, and tokens run for prefixes."""
+    whole = (original, alternate)
+    at = [[getattr(item, name) for item in items] for name in ("original_at", "alternate_at")]
+    columns = [positions(batch, places) for batch, places in zip(whole, at, strict=True)]
+    cut, ran = share_prefixes(model, whole)
+    before = [batch.width - left.width for batch, left in zip(whole, cut, strict=True)]
+    if any(int(each.min()) < start for each, start in zip(columns, before, strict=True)):
+        # A mask inside a prefix: that is not the same in all runs then.
+        cut, before = list(whole), [0, 0]
+    first, second = ((cut[i], columns[i] - before[i]) for i in range(2))
+    return first, second, ran
 
 
 def _known(given: Sequence[int | None], otherwise: Tensor) -> Tensor:
@@ -172,15 +144,15 @@ def difference(
     return (logits.gather(1, target[:, None]) - logits.gather(1, rival[:, None])).squeeze(1)
 
 
-def masked_logits(
-    model: PatchModel, layout: Layout, chunk: Chunk, keep: Float[Tensor, " n"]
-) -> Float[Tensor, "row vocab"]:
+def masked_logits(model: PatchModel, chunk: Chunk, keep: Float[Tensor, " n"]) -> Float[Tensor, "row vocab"]:
     """Last-position logits of a chunk's originals under a mask; differentiable in `keep`."""
     batch = chunk.run.batch if isinstance(chunk.run, Prefix) else chunk.run
     start = chunk.run.start if isinstance(chunk.run, Prefix) else 0
     run_tokens = float(batch.attention_mask[:, start:].sum())
-    chunk.tally.token_forwards += run_tokens * (2 if keep.requires_grad else 1)
-    blends = [Blend(site, values, chunk.alternates[site]) for site, values in layout.by_site(keep).items()]
+    chunk.owed += run_tokens * (2 if keep.requires_grad else 1)
+    blends = [
+        Blend(site, values, chunk.alternates[site]) for site, values in chunk.layout.by_site(keep).items()
+    ]
     return blended_logits(model, chunk.run, blends, chunk.columns).float()
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from patchkit.errors import InputError
 from patchkit.methods._mask_evaluate import evaluate_mask, joint_score, rounded
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_objective import DirectMask, HardConcreteMask, Objective, row_losses
-from patchkit.methods._mask_prepare import Prepared, masked_logits
-from patchkit.model import PatchModel
+from patchkit.methods._mask_objective import DirectMask, HardConcreteMask, Objective
+from patchkit.methods._mask_prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,6 @@ _ALL_KEPT = 0.95
 
 
 def train_path(
-    model: PatchModel,
     layout: Layout,
     training: Sequence[Prepared],
     validation: Prepared,
@@ -99,6 +97,8 @@ def train_path(
     schedule: Schedule,
     seed: int,
     report: Report | None = None,
+    begun: PathResult | None = None,
+    keep: Callable[[PathResult], None] | None = None,
 ) -> PathResult:
     """Learns a mask at every lambda of the path.
 
@@ -108,6 +108,8 @@ def train_path(
     Args:
         training: one entry a group of desiderata that is stepped on together.
         validation: triples not trained on; early stopping looks at them.
+        begun: the first lambdas of this very path, which are not trained again.
+        keep: called with the path after every lambda.
 
     Returns:
         The path. A loss that is not finite ends it: `diverged` is set, `stopped` says where, and the points reached
@@ -118,53 +120,54 @@ def train_path(
     start = torch.ones(layout.size)
     if seed:
         start = start - 0.1 * torch.rand(layout.size, generator=generator)
-    result = PathResult()
+    result = begun or PathResult()
     total = schedule.total_steps
     done = 0
     for place, lam in enumerate(schedule.lambdas):
         steps = schedule.steps if place == 0 or not schedule.warm else schedule.steps_after
-        mask = objective.make(start, lam, seed)
-        values, taken, bad = _train_one(
-            model, layout, training, weights, validation, mask, objective, schedule, steps, result, lam
-        )
-        if bad is None or taken > 0:
-            scores = evaluate_mask(model, layout, validation, layout.keep_all_but(rounded(values)))
-            result.points.append(PathPoint(lam, values, scores, taken))
-        if bad is not None:
-            result.diverged, result.stopped = True, bad
-            return result
+        if place >= len(result.points):
+            mask = objective.make(start, lam, seed)
+            values, taken, bad = _train_one(
+                layout, training, weights, validation, mask, objective, schedule, steps, result, lam
+            )
+            if bad is None or taken > 0:
+                scores = evaluate_mask(validation, layout.keep_all_but(rounded(values)))
+                result.points.append(PathPoint(lam, values, scores, taken))
+            if bad is not None:
+                result.diverged, result.stopped = True, bad
+                return result
+        values = result.points[place].values
         if schedule.warm:
             start = values
         done += steps
-        if report is not None:
-            report(done, total)
-        heavier = schedule.lambdas[place + 1 :] if schedule.warm and isinstance(mask, DirectMask) else ()
+        heavier = schedule.lambdas[place + 1 :] if schedule.warm and objective.is_direct else ()
         if heavier and min(heavier) >= lam and bool((values > _ALL_KEPT).all()):
             # Where the price has pushed every component back to "keep", a heavier one cannot bring any back.
             result.stopped = f"nothing is patched any more at lambda {lam:g}; heavier ones were not tried"
-            return result
-    result.stopped = f"every lambda of the path was tried ({len(schedule.lambdas)})"
+        elif place == len(schedule.lambdas) - 1:
+            result.stopped = f"every lambda of the path was tried ({len(schedule.lambdas)})"
+        if keep is not None:
+            keep(result)
+        if report is not None:
+            report(done, total)
+        if result.stopped:
+            break
     return result
 
 
-def _weights(prepared: Prepared, generator: torch.Generator | None) -> list[Tensor]:
-    """A weight for each triple of each chunk: the mean over a desideratum's triples is 1 / its size."""
-    total = sum(prepared.sizes)
-    raw = torch.ones(total)
+def _weights(prepared: Prepared, generator: torch.Generator | None) -> Float[Tensor, " triple"]:
+    """A weight for each triple: the mean over a desideratum's triples is 1 / its size."""
+    raw = torch.ones(len(prepared.group))
     if generator is not None:
-        raw = torch.empty(total).exponential_(generator=generator)
-    group = torch.empty(total, dtype=torch.long)
-    for chunk in prepared.chunks:
-        group[chunk.rows] = chunk.group.cpu()
-    sums = torch.zeros(len(prepared.sizes)).index_add_(0, group, raw)
-    return [(raw[chunk.rows] / sums[chunk.group.cpu()]).to(chunk.target.device) for chunk in prepared.chunks]
+        raw = torch.empty(len(prepared.group)).exponential_(generator=generator)
+    sums = torch.zeros(len(prepared.sizes)).index_add_(0, prepared.group, raw)
+    return raw / sums[prepared.group]
 
 
 def _train_one(
-    model: PatchModel,
     layout: Layout,
     training: Sequence[Prepared],
-    weights: Sequence[list[Tensor]],
+    weights: Sequence[Tensor],
     validation: Prepared,
     mask: DirectMask | HardConcreteMask,
     objective: Objective,
@@ -185,7 +188,7 @@ def _train_one(
             charged = not objective.alternates_steps or prepared.kinds != ("invariance",) * len(
                 prepared.kinds
             )
-            loss = _backward(model, layout, prepared, weight, mask, objective, charged)
+            loss = _backward(prepared, weight, mask, objective, charged)
             finite = all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in mask.parameters)
             if not finite or not math.isfinite(loss):
                 where = f"loss is not finite at lambda {lam:g}, step {step}, on {', '.join(prepared.names)}"
@@ -208,8 +211,8 @@ def _train_one(
             unchanged = unchanged + 1 if now == before else 0
             before = now
             if schedule.patience and unchanged >= schedule.patience and step < steps:
-                scores = evaluate_mask(model, layout, validation, layout.keep_all_but(now))
-                soft = evaluate_mask(model, layout, validation, good)
+                scores = evaluate_mask(validation, layout.keep_all_but(now))
+                soft = evaluate_mask(validation, good)
                 # Settled: rounding no longer matters and the set has stopped changing.
                 if joint_score(scores) >= joint_score(soft):
                     return good, step, None
@@ -217,25 +220,16 @@ def _train_one(
 
 
 def _backward(
-    model: PatchModel,
-    layout: Layout,
     prepared: Prepared,
-    weights: list[Tensor],
+    weights: Float[Tensor, " triple"],
     mask: DirectMask | HardConcreteMask,
     objective: Objective,
     charged: bool,
 ) -> float:
-    """Adds one step's gradient into the mask's parameters and returns the loss; chunks are run one after another."""
-    total = 0.0
+    """Adds one step's gradient into the mask's parameters and returns the loss."""
     sample = mask.sample()
-    leaf = sample.detach().requires_grad_(True)
-    for chunk, weight in zip(prepared.chunks, weights, strict=True):
-        losses = row_losses(objective.loss, masked_logits(model, layout, chunk, leaf), chunk)
-        loss = (losses * weight).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-        total += float(loss.detach())
-    through = (sample * leaf.grad).sum() if leaf.grad is not None else sample.sum() * 0
+    total, gradient = prepared.gradient(objective.loss, sample.detach(), weights)
+    through = (sample * gradient).sum()
     if charged:
         penalty = mask.penalty()
         through = through + penalty

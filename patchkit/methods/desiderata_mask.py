@@ -9,6 +9,7 @@ target: the alternate's where the component's content should decide (dependence)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,12 +28,13 @@ from patchkit.methods._mask_evaluate import (
 )
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import Objective, check_fraction
-from patchkit.methods._mask_prepare import Prepared, Tally, pool, prepare
+from patchkit.methods._mask_prepared import Prepared, Tally, pool, prepare
 from patchkit.methods._mask_train import PathPoint, PathResult, Schedule, train_path
 from patchkit.methods._mask_triples import make_splits
 from patchkit.model import PatchModel
 from patchkit.results.mask import LambdaPoint, MaskResult, OwnMask, SeedRun
-from patchkit.runtime import MAX_BATCH_TOKENS, Progress
+from patchkit.runtime import MAX_BATCH_TOKENS, ItemsFailed, Progress
+from patchkit.runtime.failures import ItemFailure
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def learn_mask(
     Args:
         triples: with splits, or without (half of the prompts is then held out).
         descriptions: what each desideratum asks, for the report.
-        checkpoint: a directory where finished training paths are kept and found again.
+        checkpoint: a directory where training paths are kept, lambda by lambda, and found again.
         progress: called with (stage, done, total).
 
     Returns:
@@ -118,6 +120,22 @@ def learn_mask(
         RunError: the loss was not finite before there was any mask.
     """
     options = options or MaskOptions()
+    try:
+        with ExitStack() as opened:
+            return _learn(model, triples, options, descriptions or {}, checkpoint, progress, opened)
+    except ItemsFailed as error:
+        raise ItemsFailed(_of_triples(error.failures, triples), len(triples)) from error
+
+
+def _learn(
+    model: PatchModel,
+    triples: Sequence[Triple],
+    options: MaskOptions,
+    descriptions: dict[str, str],
+    checkpoint: Path | None,
+    progress: Progress | None,
+    opened: ExitStack,
+) -> MaskResult:
     layout = Layout.build(options.components, model.dims)
     splits = make_splits(
         model,
@@ -139,6 +157,7 @@ def learn_mask(
     for place, part in enumerate(parts):
         say("caching activations", place, len(parts))
         ready.append(_prepare(model, layout, part, options, tally))
+        opened.callback(ready[-1].close)
     say("caching activations", len(parts), len(parts))
     *training, validation, test = ready
     kept_paths = Checkpoint(checkpoint, _what_paths_depend_on(model, triples, options))
@@ -150,10 +169,10 @@ def learn_mask(
     best = max(range(len(runs)), key=lambda i: (round(chosen[i].validation, 2), -len(chosen[i].kept), -i))
     own = trainer.own_masks() if options.own_masks and len(splits.train) > 1 else []
     trained = tuple(splits.train)
-    scorer = Scorer(model, layout, test, trained, options.random_sets, say)
+    scorer = Scorer(layout, test, trained, options.random_sets, say)
     point, kept = chosen[best].point, chosen[best].kept
     desiderata = scorer.desiderata(
-        kept, point.values, splits, _train_scores(model, layout, training, kept), descriptions or {}
+        kept, point.values, splits, _train_scores(layout, training, kept), descriptions
     )
     diverged = [f"seed {seed}: {path.stopped}" for seed, path in runs if path.diverged]
     diverged += [f"alone {name}: {path.stopped}" for name, path, _ in own if path.diverged]
@@ -216,13 +235,29 @@ def _prepare(
     )
 
 
-def _train_scores(
-    model: PatchModel, layout: Layout, training: Sequence[Prepared], kept: list[int]
-) -> dict[str, float]:
+def _of_triples(failures: Sequence[ItemFailure], triples: Sequence[Triple]) -> list[ItemFailure]:
+    """The failures as those of the triples that were given, which were filled in and split since."""
+    found: dict[int, ItemFailure] = {}
+    for failure in failures:
+        # A prompt alone, where the model's own answer was asked for.
+        triple = getattr(failure.item, "triple", None)
+        for number, given in enumerate(triples):
+            prompts = (given.original_ids, given.alternate_ids)
+            if failure.item in prompts if triple is None else _same(triple, given):
+                found.setdefault(number, ItemFailure(given, failure.reason))
+    return list(found.values()) or list(failures)
+
+
+def _same(one: Triple, other: Triple) -> bool:
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("desideratum", "original_ids", "alternate_ids")
+    )
+
+
+def _train_scores(layout: Layout, training: Sequence[Prepared], kept: list[int]) -> dict[str, float]:
     keep = layout.keep_all_but(kept)
-    return {
-        name: score for part in training for name, score in evaluate_mask(model, layout, part, keep).items()
-    }
+    return {name: score for part in training for name, score in evaluate_mask(part, keep).items()}
 
 
 def _lambda_point(scorer: Scorer, point: PathPoint, trained: Sequence[str]) -> LambdaPoint:
@@ -269,10 +304,9 @@ class _Trainer:
 
     def _run(self, name: str, training: list[Prepared], validation: Prepared, seed: int) -> PathResult:
         found = self.checkpoint.load(name)
-        if found is not None:
+        if found is not None and found.stopped:
             return found
         path = train_path(
-            self.model,
             self.layout,
             training,
             validation,
@@ -280,13 +314,13 @@ class _Trainer:
             self.options.schedule,
             seed,
             report=lambda done, total: self.say(f"training {name}", done, total),
+            begun=found,
+            keep=lambda path: self.checkpoint.save(name, path),
         )
         if not path.points:
             raise RunError(
                 f"training {name}: {path.stopped}; there is no good mask to keep. Try another dtype or loss"
             )
-        if not path.diverged:
-            self.checkpoint.save(name, path)
         return path
 
     def path(self, seed: int) -> PathResult:
@@ -298,13 +332,17 @@ class _Trainer:
         found = []
         ready = {part.names: part for part in self.training}
         for name, members in self.train.items():
-            own = ready.get((name,)) or _prepare(
-                self.model, self.layout, {name: members}, self.options, self.tally
-            )
-            alone = _prepare(self.model, self.layout, {name: self.held[name]}, self.options, self.tally)
-            path = self._run(f"alone {name}", [own], alone, self.options.seeds[0])
-            found.append((name, path, self._choose(path, [own], alone)))
+            with ExitStack() as opened:
+                own = ready.get((name,)) or self._open({name: members}, opened)
+                alone = self._open({name: self.held[name]}, opened)
+                path = self._run(f"alone {name}", [own], alone, self.options.seeds[0])
+                found.append((name, path, self._choose(path, [own], alone)))
         return found
+
+    def _open(self, triples: dict[str, list[Triple]], opened: ExitStack) -> Prepared:
+        ready = _prepare(self.model, self.layout, triples, self.options, self.tally)
+        opened.callback(ready.close)
+        return ready
 
     def choose(self, path: PathResult) -> _Chosen:
         """The smallest set of a path that validation does not tell from the best, pruned."""
@@ -316,6 +354,6 @@ class _Trainer:
         point = min(good, key=lambda p: (len(p.chosen), -p.joint))
         # Every component dropped is one more choice: a small validation set alone would be fitted by pruning.
         known = pool([*training, validation])
-        kept, dropped = prune(self.model, self.layout, known, rounded(point.values), self.options.slack)
-        scores = evaluate_mask(self.model, self.layout, validation, self.layout.keep_all_but(kept))
+        kept, dropped = prune(self.layout, known, rounded(point.values), self.options.slack)
+        scores = evaluate_mask(validation, self.layout.keep_all_but(kept))
         return _Chosen(point, kept, dropped, joint_score(scores))

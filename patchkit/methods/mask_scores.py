@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from patchkit.data import Triple
 from patchkit.errors import InputError
-from patchkit.methods._mask_evaluate import gather, masked_answers, share_by_name
+from patchkit.methods._mask_evaluate import share_by_name
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import prepare
+from patchkit.methods._mask_prepared import prepare
 from patchkit.model import PatchModel
 from patchkit.runtime import MAX_BATCH_TOKENS
 
@@ -40,7 +40,8 @@ def answers_with(
             f"({layout.names[0]} to {layout.names[-1]})"
         )
     prepared = prepare(model, layout, triples, position=position, max_batch_tokens=max_batch_tokens)
-    answers = masked_answers(
-        model, layout, prepared, layout.keep_all_but([places[name] for name in components])
-    )
-    return share_by_name(prepared, answers == gather(prepared, "target")), answers.tolist()
+    try:
+        answers = prepared.answers(layout.keep_all_but([places[name] for name in components]))
+    finally:
+        prepared.close()
+    return share_by_name(prepared, answers == prepared.target), answers.tolist()

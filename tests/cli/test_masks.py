@@ -153,16 +153,16 @@ def test_unequal_lengths_matter_only_off_the_last_token(tmp_path: Path) -> None:
 
 
 def test_nan_keeps_the_last_good_mask_and_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from patchkit.methods import _mask_train
+    from patchkit.methods import _mask_steps
 
-    genuine, calls = _mask_train.row_losses, [0]
+    genuine, calls = _mask_steps.row_losses, [0]
 
     def sour(*arguments: object) -> torch.Tensor:
         calls[0] += 1
         losses = genuine(*arguments)  # pyright: ignore[reportArgumentType]
         return losses * float("nan") if calls[0] > 12 else losses
 
-    monkeypatch.setattr(_mask_train, "row_losses", sour)
+    monkeypatch.setattr(_mask_steps, "row_losses", sour)
     result = run("mask", *TASK, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "not finite" in result.stderr and "step 13" in result.stderr and "last good mask" in result.stderr

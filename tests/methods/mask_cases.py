@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from patchkit.data import Triple
+from patchkit.methods._mask_prepare import Chunk
+from patchkit.methods._mask_prepared import Prepared
 from patchkit.zoo import handmade
 from tests.families import VOCAB
 from tests.methods.plain_mask import Example
@@ -50,6 +52,15 @@ def random_triples(
                 )
             )
     return triples
+
+
+def chunks(prepared: Prepared) -> list[Chunk]:
+    """The batches that masked runs are made on, opened once more."""
+    return [
+        session.opener.open(session.model, [session.items[number] for number in batch])
+        for session in prepared.sessions
+        for batch in session.batches
+    ]
 
 
 def as_example(triple: Triple, position: str = "last") -> Example:

@@ -207,7 +207,7 @@ def test_a_budget_ends_it_with_what_is_left_in_the_circuit() -> None:
 
 def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny("llama-gqa")
-    whole = acdc(model, PAIRS, tau=0.02)
+    whole, ran = trials_of(monkeypatch, lambda: acdc(model, PAIRS, tau=0.02))
     right, calls = _acdc_runs.circuit_logits, []
 
     def counted(*given: Any) -> Any:
@@ -228,7 +228,6 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     # The whole search's cost is said, and only what was interrupted was run twice.
     assert found.cost == whole.cost
     before = len(calls)
-    ran = trials_of(monkeypatch, lambda: acdc(model, PAIRS, tau=0.02))
     assert before == ran + 1
     # A finished search is only read: not even the pairs are opened.
     monkeypatch.setattr(_acdc_runs, "capture_senders", None)
@@ -250,13 +249,12 @@ def test_a_search_whose_budget_ended_goes_on_with_a_larger_one(tmp_path: Path) -
     assert found.method.untried == 0 and decided(found)[0] == decided(whole)[0]
 
 
-def trials_of(monkeypatch: pytest.MonkeyPatch, search: Callable[[], Any]) -> int:
-    """How many groups of circuits a search runs."""
+def trials_of(monkeypatch: pytest.MonkeyPatch, search: Callable[[], Any]) -> tuple[Any, int]:
+    """What a search finds, and how many groups of circuits it runs."""
     right, calls = _acdc_runs.circuit_logits, []
     with monkeypatch.context() as patched:
         patched.setattr(_acdc_runs, "circuit_logits", lambda *given: calls.append(1) or right(*given))
-        search()
-    return len(calls)
+        return search(), len(calls)
 
 
 # What is refused.

@@ -13,12 +13,14 @@ import torch
 
 from patchkit.data import Batch, Triple, positions
 from patchkit.methods import MaskOptions, Schedule, learn_mask
-from patchkit.methods._mask_evaluate import evaluate_mask, masked_answers, moved_by, random_sets
+from patchkit.methods._mask_evaluate import evaluate_mask, moved_by, random_sets
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import masked_logits, prepare
+from patchkit.methods._mask_prepare import masked_logits
+from patchkit.methods._mask_prepared import prepare
 from patchkit.results.mask import MaskResult
 from tests.comparisons import agree, pair
 from tests.families import FAMILIES, VOCAB, WITHOUT_NEURONS
+from tests.methods.mask_cases import chunks
 from tests.methods.planted import FAMILY, KINDS, answers, planted, prompts
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -57,23 +59,23 @@ def test_all_components_at_the_last_token_give_the_alternate_and_none_the_origin
         # The whole residual stream: the last token and the length may differ too.
         triples = [replace(t, alternate_ids=(*t.alternate_ids, 5)) for t in triples]
     prepared = prepare(model, layout, {"any": triples}, max_batch_tokens=24)
-    assert len(prepared.chunks) > 1
+    assert len(chunks(prepared)) > 1
     alternate = twin_logits(family, [t.alternate_ids for t in triples])
     original = twin_logits(family, [t.original_ids for t in triples])
     every, none = torch.zeros(layout.size), torch.ones(layout.size)
     with torch.no_grad():
-        for chunk in prepared.chunks:
-            agree(masked_logits(model, layout, chunk, every), alternate[chunk.rows], "all", 1e-4)
-            agree(masked_logits(model, layout, chunk, none), original[chunk.rows], "none", 1e-4)
-    assert masked_answers(model, layout, prepared, every).tolist() == alternate.argmax(-1).tolist()
+        for chunk in chunks(prepared):
+            agree(masked_logits(model, chunk, every), alternate[chunk.numbers], "all", 1e-4)
+            agree(masked_logits(model, chunk, none), original[chunk.numbers], "none", 1e-4)
+    assert prepared.answers(every).tolist() == alternate.argmax(-1).tolist()
     targets = torch.tensor([t.target_id for t in triples])
     hit = [replace(t, target_id=int(a)) for t, a in zip(triples, original.argmax(-1), strict=True)]
     mixed = prepare(model, layout, {"hit": hit, "any": triples}, max_batch_tokens=24)
     expected = {"hit": 1.0, "any": float((original.argmax(-1) == targets).double().mean())}
-    assert evaluate_mask(model, layout, mixed, none) == pytest.approx(expected)
+    assert evaluate_mask(mixed, none) == pytest.approx(expected)
     moved = float((original.argmax(-1) != alternate.argmax(-1)).double().mean())
-    assert moved_by(model, layout, mixed, every) == pytest.approx({"hit": moved, "any": moved})
-    assert moved_by(model, layout, mixed, none) == {"hit": 0.0, "any": 0.0}
+    assert moved_by(mixed, every) == pytest.approx({"hit": moved, "any": moved})
+    assert moved_by(mixed, none) == {"hit": 0.0, "any": 0.0}
 
 
 def test_a_mask_at_another_position_moves_that_position_only() -> None:
@@ -82,7 +84,7 @@ def test_a_mask_at_another_position_moves_that_position_only() -> None:
     layout = Layout.build(("layer",), model.dims)
     triple = replace(matched(2)[1], spans={"here": (3, 4)}, alternate_spans={"here": (2, 3)})
     prepared = prepare(model, layout, {"any": [triple]}, position="here")
-    (chunk,) = prepared.chunks
+    (chunk,) = chunks(prepared)
     assert chunk.columns.tolist() == positions(Batch.from_ids([triple.original_ids]), 3).tolist()
     with torch.no_grad():
         hidden = twin(input_ids=torch.tensor([triple.alternate_ids]), output_hidden_states=True).hidden_states

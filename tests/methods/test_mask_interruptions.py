@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from patchkit.errors import InputError, RunError
-from patchkit.methods import MaskOptions, Objective, Schedule, _mask_train, desiderata_mask, learn_mask
+from patchkit.methods import MaskOptions, Objective, Schedule, _mask_steps, desiderata_mask, learn_mask
 from patchkit.results.mask import MaskResult
 from tests.comparisons import pair
 from tests.methods.mask_cases import random_triples
@@ -52,7 +52,7 @@ def test_an_interrupted_mask_that_goes_on_is_the_uninterrupted_one(
     tmp_path: Path, until: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A random model satisfies no desideratum, so that pruning would leave nothing of any seed to compare.
-    monkeypatch.setattr(desiderata_mask, "prune", lambda model, layout, prepared, chosen, slack: (chosen, []))
+    monkeypatch.setattr(desiderata_mask, "prune", lambda layout, prepared, chosen, slack: (chosen, []))
     whole = learn()
     assert len({tuple(run.chosen) for run in whole.seeds}) == 2, (
         "two seeds that differ make the comparison sharper"
@@ -128,13 +128,13 @@ def test_names_of_desiderata_cannot_lead_out_of_the_directory(tmp_path: Path) ->
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, value: float) -> None:
     """From its call number `at` on (from 1), the loss of a step's triples is this value."""
-    real, calls = _mask_train.row_losses, iter(range(1, 10_000))
+    real, calls = _mask_steps.row_losses, iter(range(1, 10_000))
 
     def losses(loss: Any, logits: Any, chunk: Any) -> torch.Tensor:
         found = real(loss, logits, chunk)
         return found * value if next(calls) >= at else found
 
-    monkeypatch.setattr(_mask_train, "row_losses", losses)
+    monkeypatch.setattr(_mask_steps, "row_losses", losses)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,10 +14,11 @@ from patchkit.errors import InputError
 from patchkit.methods import Objective
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import DirectMask, HardConcreteMask, row_losses
-from patchkit.methods._mask_prepare import Chunk, prepare
+from patchkit.methods._mask_prepare import Chunk
+from patchkit.methods._mask_prepared import prepare
 from patchkit.methods._mask_train import Schedule, train_path
 from tests.comparisons import pair
-from tests.methods.mask_cases import handmade_triples
+from tests.methods.mask_cases import chunks, handmade_triples
 
 
 def chunk(target: list[int], rival: list[int], invariant: list[bool], base: list[float]) -> Chunk:
@@ -25,7 +26,7 @@ def chunk(target: list[int], rival: list[int], invariant: list[bool], base: list
     model, _ = pair("gpt2")
     layout = Layout.build(("mlp",), model.dims)
     triples = [Triple("any", (5, 6), (7, 8), 3, original_answer_id=4, alternate_answer_id=3)] * len(target)
-    made = prepare(model, layout, {"any": triples}).chunks[0]
+    (made,) = chunks(prepare(model, layout, {"any": triples}))
     return replace(
         made,
         target=torch.tensor(target),
@@ -159,9 +160,7 @@ def test_the_sparsity_target_is_reached() -> None:
     ready = prepare(model, layout, {"value": handmade_triples(8, seed=1)})
     target = 1 / 8
     plan = Schedule(lambdas=(target,), steps=150, lr=0.08, patience=0)
-    path = train_path(
-        model, layout, [ready], ready, Objective("cross-entropy", "hard-concrete"), plan, seed=0
-    )
+    path = train_path(layout, [ready], ready, Objective("cross-entropy", "hard-concrete"), plan, seed=0)
     (point,) = path.points
     assert abs(float((1 - point.values).mean()) - target) < 0.06
     assert [layout.names[i] for i in point.chosen] == ["a1.h2"]

@@ -10,7 +10,8 @@ import pytest
 from patchkit.errors import InputError
 from patchkit.methods import MaskOptions, Objective, Schedule, desiderata_mask, learn_mask
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import mask_cost, prepare
+from patchkit.methods._mask_prepare import mask_cost
+from patchkit.methods._mask_prepared import prepare
 from patchkit.methods.mask_scores import answers_with
 from tests.comparisons import pair
 from tests.methods.mask_cases import random_triples

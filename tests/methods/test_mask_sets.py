@@ -11,7 +11,7 @@ from patchkit.data import Triple
 from patchkit.methods import MaskOptions, Objective, Schedule, _mask_evaluate, desiderata_mask, learn_mask
 from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import Prepared, Tally, pool, prepare
+from patchkit.methods._mask_prepared import Prepared, Tally, pool, prepare
 from patchkit.methods._mask_train import PathPoint, PathResult
 from tests.comparisons import pair
 from tests.methods.planted import EVERY_SET, FAMILY, KINDS, planted, score_table
@@ -30,7 +30,7 @@ def test_scores_of_sets_equal_brute_force() -> None:
     brute = score_table(triples)
     seen = set()
     for components in EVERY_SET[::3] + [{0, 4}]:
-        found = evaluate_mask(model, layout, prepared, layout.keep_all_but(sorted(components)))
+        found = evaluate_mask(prepared, layout.keep_all_but(sorted(components)))
         assert found == {"planted": pytest.approx(brute(components))}
         seen.add(round(found["planted"], 3))
     assert len(seen) > 3 and brute({0, 4}) == 1 and brute(set()) == 0
@@ -44,7 +44,7 @@ def test_pruning_keeps_the_score_and_nothing_that_is_not_needed(truth: set[int],
     layout, prepared = ready(triples)
     score = score_table(triples)
     for start in ([*range(6)], sorted(truth | {1, 4})):
-        kept, dropped = prune(model, layout, prepared, start, slack)
+        kept, dropped = prune(layout, prepared, start, slack)
         assert sorted(kept + dropped) == start
         floor = score(start) - slack - 1e-9
         assert score(kept) >= floor
@@ -83,7 +83,7 @@ def synthetic(
     """Replaces evaluation by a function of the patched set; returns the list of sets it was asked for."""
     asked: list[set[int]] = []
 
-    def evaluate(model: object, layout: Layout, prepared: object, keep: torch.Tensor) -> dict[str, float]:
+    def evaluate(prepared: object, keep: torch.Tensor) -> dict[str, float]:
         asked.append({int(i) for i in (keep < 0.5).nonzero()})
         return dict(scores(asked[-1]))
 
@@ -99,13 +99,13 @@ def test_pruning_drops_the_cheapest_first_and_the_lowest_number_of_equals(
     worth = {0: 0.0, 1: 0.01, 2: 0.3, 3: 0.0, 4: 0.02, 5: 0.5}
     synthetic(monkeypatch, lambda s: {"a": float(sum(worth[c] for c in s)), "b": 1.0})
     model, _ = pair(FAMILY)
-    assert prune(model, layout, prepared, range(6), 0.0) == ([1, 2, 4, 5], [0, 3])
-    assert prune(model, layout, prepared, range(6), 0.015) == ([2, 4, 5], [0, 3, 1])
-    assert prune(model, layout, prepared, range(6), 0.05) == ([2, 5], [0, 3, 1, 4])
-    assert prune(model, layout, prepared, [], 0.0) == ([], [])
+    assert prune(layout, prepared, range(6), 0.0) == ([1, 2, 4, 5], [0, 3])
+    assert prune(layout, prepared, range(6), 0.015) == ([2, 4, 5], [0, 3, 1])
+    assert prune(layout, prepared, range(6), 0.05) == ([2, 5], [0, 3, 1, 4])
+    assert prune(layout, prepared, [], 0.0) == ([], [])
     # Worth nothing at all: everything goes.
     synthetic(monkeypatch, lambda s: {"a": 0.4})
-    assert prune(model, layout, prepared, [3, 1], 0.0) == ([], [1, 3])
+    assert prune(layout, prepared, [3, 1], 0.0) == ([], [1, 3])
 
 
 def test_pruning_of_many_components_takes_few_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_pruning_of_many_components_takes_few_evaluations(monkeypatch: pytest.Mo
     prepared = ready(planted({0}))[1]
     needed = {3, 17, 40, 64, 100, 119}
     asked = synthetic(monkeypatch, lambda s: {"a": len(s & needed) / 6})
-    kept, dropped = prune(model, layout, prepared, range(120), 0.0)
+    kept, dropped = prune(layout, prepared, range(120), 0.0)
     assert set(kept) == needed and len(dropped) == 114
     assert len(asked) < 3 * 120
 
@@ -125,7 +125,7 @@ def test_pruning_of_many_components_that_stand_in_for_each_other(monkeypatch: py
     layout = Layout.build(("neuron",), model.dims)
     prepared = ready(planted({0}))[1]
     synthetic(monkeypatch, lambda s: {"a": min(len(s), 30) / 30})
-    kept, dropped = prune(model, layout, prepared, range(100), 0.0)
+    kept, dropped = prune(layout, prepared, range(100), 0.0)
     assert len(kept) == 30 and sorted(kept + dropped) == list(range(100))
 
 
@@ -136,9 +136,7 @@ def chosen_of(
     model, _ = pair(FAMILY)
     layout, prepared = ready(planted({0}))
     synthetic(monkeypatch, lambda s: {"planted": points[tuple(sorted(s))]})
-    monkeypatch.setattr(
-        desiderata_mask, "prune", lambda model, layout, prepared, chosen, slack: (list(chosen), [])
-    )
+    monkeypatch.setattr(desiderata_mask, "prune", lambda layout, prepared, chosen, slack: (list(chosen), []))
     path = PathResult([PathPoint(0.1, layout.keep_all_but(s), {"planted": v}, 1) for s, v in points.items()])
     trainer = desiderata_mask._Trainer(  # noqa: SLF001
         model,
@@ -192,8 +190,7 @@ def test_pooled_preparations_score_as_all_their_triples_together() -> None:
     together = pool([made(a=triples[:5]), made(b=triples[5:9], a=triples[9:])])
     whole = made(a=[*triples[:5], *triples[9:]], b=triples[5:9])
     assert together.names == whole.names and together.sizes == whole.sizes
-    rows = torch.cat([chunk.rows for chunk in together.chunks])
-    assert sorted(rows.tolist()) == list(range(len(triples)))
+    assert sum(len(session.items) for session in together.sessions) == len(triples)
     for components in ([], [0], [0, 4], [1, 4]):
         keep = layout.keep_all_but(components)
-        assert evaluate_mask(model, layout, together, keep) == evaluate_mask(model, layout, whole, keep)
+        assert evaluate_mask(together, keep) == evaluate_mask(whole, keep)

@@ -12,10 +12,11 @@ import torch
 from patchkit.data import Triple
 from patchkit.errors import InputError
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import difference, prepare
+from patchkit.methods._mask_prepare import difference
+from patchkit.methods._mask_prepared import prepare
 from patchkit.methods._mask_triples import Splits, make_splits
 from tests.comparisons import pair
-from tests.methods.mask_cases import random_triples
+from tests.methods.mask_cases import chunks, random_triples
 
 FAMILY = "gpt2"
 
@@ -173,9 +174,9 @@ def test_rivals_and_unpatched_differences() -> None:
     groups = {name: [t for t in triples if t.desideratum == name] for name in ("value", "operation")}
     prepared = prepare(model, Layout.build(("head",), model.dims), groups, max_batch_tokens=20)
     flat = [t for members in groups.values() for t in members]
-    assert prepared.sizes == (5, 5) and len(prepared.chunks) > 1
-    for chunk in prepared.chunks:
-        for place, row in enumerate(chunk.rows.tolist()):
+    assert prepared.sizes == (5, 5) and len(chunks(prepared)) > 1
+    for chunk in chunks(prepared):
+        for place, row in enumerate(chunk.numbers.tolist()):
             t = flat[row]
             with torch.no_grad():
                 logits = twin(input_ids=torch.tensor([t.original_ids])).logits[:, -1]

@@ -10,7 +10,7 @@ import torch
 from patchkit.data import group
 from patchkit.methods import Objective, Schedule
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import Prepared, prepare
+from patchkit.methods._mask_prepared import prepare
 from patchkit.methods._mask_train import _weights, train_path
 from tests.comparisons import pair
 from tests.families import FAMILIES, WITHOUT_NEURONS
@@ -45,10 +45,7 @@ def learn(
     )
     training = [prepare(model, layout, part, **options) for part in together]
     validation = prepare(model, layout, groups, **options)
-    return [
-        point.values
-        for point in train_path(model, layout, training, validation, objective, plan, seed).points
-    ]
+    return [point.values for point in train_path(layout, training, validation, objective, plan, seed).points]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.loss}-{o.sparsity}")
@@ -141,21 +138,13 @@ def test_seeds_weigh_triples_and_every_desideratum_counts_the_same() -> None:
     triples = group(random_triples(6, split="train"), "train")
     triples["operation"] = triples["operation"][:2]
     prepared = prepare(model, layout, triples, max_batch_tokens=20)
-    assert len(prepared.chunks) > 2
+    assert len(prepared.sessions[0].batches) > 2
     for seed in (None, 1, 2):
-        drawn = _weights(prepared, None if seed is None else torch.Generator().manual_seed(seed))
-        weights = _by_triple(prepared, drawn)
+        weights = _weights(prepared, None if seed is None else torch.Generator().manual_seed(seed))
         torch.testing.assert_close(weights[:6].sum(), torch.tensor(1.0))
         torch.testing.assert_close(weights[6:].sum(), torch.tensor(1.0))
         even = torch.tensor([1 / 6] * 6 + [1 / 2] * 2)
         assert torch.allclose(weights, even) == (seed is None)
-
-
-def _by_triple(prepared: Prepared, drawn: list[torch.Tensor]) -> torch.Tensor:
-    weights = torch.empty(sum(prepared.sizes))
-    for chunk, part in zip(prepared.chunks, drawn, strict=True):
-        weights[chunk.rows] = part
-    return weights
 
 
 def test_a_lambda_is_done_when_its_set_has_stopped_changing() -> None:
@@ -164,7 +153,7 @@ def test_a_lambda_is_done_when_its_set_has_stopped_changing() -> None:
     ready = prepare(model, layout, group(random_triples(3, split="train"), "train"))
     # So heavy a price that no component ever leaves: nothing changes from the first look on.
     plan = Schedule(lambdas=(1e3, 2e3), steps=40, steps_after=40, check_every=2, patience=3)
-    path = train_path(model, layout, [ready], ready, Objective(), plan, seed=0)
+    path = train_path(layout, [ready], ready, Objective(), plan, seed=0)
     assert [point.steps for point in path.points] == [8] and not path.points[0].chosen
     assert "lambda 1000" in path.stopped and not path.diverged
     assert [row["step"] for row in path.history] == [2, 4, 6, 8]
