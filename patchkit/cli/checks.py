@@ -11,12 +11,15 @@ import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
+import torch.distributed as dist
 from huggingface_hub.constants import HF_HOME
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -26,6 +29,10 @@ from patchkit.errors import InputError
 
 Status = Literal["ok", "warning", "failed"]
 _LITTLE_SPACE = 1 << 30
+# Seconds until a connection on this machine counts as impossible.
+_PATIENCE = 5
+# Each process holds the model and imports torch; more than these make little sense without a GPU.
+_MOST_ON_CPU = 8
 _MUST_MATCH = ("nnsight", "torch", "transformers")
 
 
@@ -43,6 +50,7 @@ def local_checks() -> list[Check]:
     """Everything that can be seen without the network."""
     checks = [_python(), *_packages(), *_models()]
     checks += [_writable("this directory", Path.cwd()), _writable("hub cache", Path(HF_HOME)), _device()]
+    checks.append(_processes())
     return checks
 
 
@@ -141,6 +149,43 @@ def _device() -> Check:
         return Check("device", "ok", "Apple GPU (mps)")
     threads = torch.get_num_threads()
     return Check("device", "ok", f"no GPU; {threads} CPU threads of {os.cpu_count()}, enough for the demo")
+
+
+def _processes() -> Check:
+    """Whether several processes can share a run here: through accelerate, and the loopback that they meet on."""
+    if problem := _no_group():
+        todo = "Let processes connect to 127.0.0.1 (a firewall or sandbox may forbid it), or run without --num-processes."
+        return Check("processes", "warning", f"no group on 127.0.0.1: {problem}", todo)
+    gpus, cores = torch.cuda.device_count(), _cores()
+    if gpus > 1:
+        todo = f"Many pairs: --backend accelerate --num-processes {gpus}, or fewer with --gpus-per-replica."
+    elif gpus == 0 and cores > 1:
+        todo = f"Many pairs: --backend accelerate --num-processes {min(cores, _MOST_ON_CPU)} on this CPU."
+    else:
+        todo = ""
+    place = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{cores} CPU core{'s' if cores > 1 else ''}"
+    return Check(
+        "processes", "ok", f"accelerate {version('accelerate')}, {place}; they can meet on 127.0.0.1", todo
+    )
+
+
+def _no_group() -> str:
+    """Why processes of this machine cannot meet; empty where they can."""
+    if not dist.is_available():
+        return "this PyTorch was built without torch.distributed"
+    make = partial(dist.TCPStore, "127.0.0.1", timeout=timedelta(seconds=_PATIENCE))  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        # What a group meets on: a store that one process holds and another reaches.
+        held = make(0, is_master=True)
+        make(held.port, is_master=False).set("doctor", "here")
+        return "" if held.get("doctor") == b"here" else "what one process wrote did not reach the other"
+    except (RuntimeError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _key() -> Check:

@@ -70,12 +70,21 @@ def warning(result: MaskResult) -> str:
 
 
 def state(manifest: Manifest | None) -> str:
-    """A sentence about a run that did not end well; empty otherwise."""
-    if manifest is None or manifest.status in ("done", "running"):
+    """What is wrong with a run that did not end well, or that went without some of its pairs; empty otherwise."""
+    if manifest is None:
         return ""
-    reason = f": {manifest.error}" if manifest.error else ""
-    ended = "was interrupted" if manifest.status == "interrupted" else "failed"
-    return f"The run {ended}{reason}. Shown is what it had reached."
+    said = []
+    if manifest.status not in ("done", "running"):
+        reason = f": {manifest.error}" if manifest.error else ""
+        ended = "was interrupted" if manifest.status == "interrupted" else "failed"
+        said.append(f"The run {ended}{reason}. Shown is what it had reached.")
+    if manifest.pairs is not None and manifest.pairs.failures:
+        failures = manifest.pairs.failures
+        said.append(
+            f"{count(len(failures))} of {count(manifest.pairs.total)} gave no numbers, and all results are without them. "
+            f"The first is {failures[0].id}: {failures[0].reason}."
+        )
+    return " ".join(said)
 
 
 def conventions(result: MaskResult, manifest: Manifest | None) -> list[tuple[str, str]]:

@@ -143,6 +143,36 @@ def test_everything_here_passes() -> None:
     assert {"Python", "nnsight", "torch", "device", "this directory", *zoo.names()} <= names
 
 
+@pytest.mark.parametrize(
+    ("gpus", "cores", "advice"),
+    [
+        (8, 16, "--num-processes 8"),
+        (1, 16, ""),
+        (0, 1, ""),
+        (0, 2, "--num-processes 2"),
+        (0, 64, "--num-processes 8"),
+    ],
+)
+def test_processes_are_advised_by_what_is_there(
+    gpus: int, cores: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(checks, "_cores", lambda: cores)
+    check = checks._processes()
+    assert check.status == "ok" and version("accelerate") in check.found
+    assert (advice in check.todo) if advice else check.todo == ""
+
+
+def test_processes_that_cannot_meet_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> object:
+        raise RuntimeError("The client socket has failed to connect to 127.0.0.1\n[stack]")
+
+    monkeypatch.setattr(checks.dist, "TCPStore", refused)
+    check = checks._processes()
+    assert check.status == "warning" and check.found.endswith("failed to connect to 127.0.0.1")
+    assert "127.0.0.1" in check.todo
+
+
 @pytest.mark.parametrize(("installed", "words"), [("0.7.9", "0.7.9"), (None, "not installed")])
 def test_a_package_out_of_range_or_absent_is_named(
     monkeypatch: pytest.MonkeyPatch, installed: str | None, words: str
