@@ -15,6 +15,7 @@ from patchkit.methods._edge_replacement import EdgeReplacement
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.query_heads import sum_groups
+from patchkit.tracing.suffix import whole_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class EdgeBatch:
     Attributes:
         graph: that scores are made in: native, or by query head.
         real: columns that are no padding.
+        real_keys: the same of all columns that attention sees, those too that were run before.
     """
 
     model: PatchModel
@@ -35,6 +37,10 @@ class EdgeBatch:
     @property
     def real(self) -> Bool[Tensor, "pairs width"]:
         return self.pairs.base.attention_mask.bool()
+
+    @property
+    def real_keys(self) -> Bool[Tensor, "pairs keys"]:
+        return whole_mask(self.pairs.base).bool()
 
     @property
     def by_query(self) -> bool:

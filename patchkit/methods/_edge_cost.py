@@ -18,7 +18,12 @@ def attribution_cost(dims: Dims, lengths: Sequence[int], method: EdgeMethod, by_
     blocks in which these are made, and the scores.
     """
     graph = EdgeGraph.of(dims, by_query_head=by_query)
-    tokens, width = sum(lengths), max(lengths)
+    forwards = sum(attribution_forwards(dims, length, length, method, graph) for length in lengths)
+    return Cost(forwards, 4 * _numbers(graph, dims, len(lengths), max(lengths), method))
+
+
+def attribution_forwards(dims: Dims, tokens: int, keys: int, method: EdgeMethod, graph: EdgeGraph) -> float:
+    """Token-forwards of a pair whose prompts run so many tokens, which attend to so many."""
     layer = 2 * dims.d_model * (dims.n_heads + dims.n_kv_heads) * dims.d_head + 3 * dims.d_model * max(
         dims.d_mlp, dims.d_model
     )
@@ -31,11 +36,11 @@ def attribution_cost(dims: Dims, lengths: Sequence[int], method: EdgeMethod, by_
     forwards = tokens * (passes + repeats * (products + carried) / forward)
     if method.qk_fix:
         # One layer's queries and keys for every sender, and its probabilities.
-        scores = 2 * dims.n_heads * dims.d_head * sum(length * length for length in lengths)
+        scores = 2 * dims.n_heads * dims.d_head * tokens * keys
         senders = graph.n_senders * graph.n_layers / 2
         rows = 2 * dims.d_model * dims.n_heads * dims.d_head
         forwards += senders * (tokens * rows + scores * (repeats + 1)) / forward
-    return Cost(forwards, 4 * _numbers(graph, dims, len(lengths), width, method))
+    return forwards
 
 
 def _passes(graph: EdgeGraph, method: EdgeMethod) -> float:

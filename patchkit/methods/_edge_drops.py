@@ -162,7 +162,7 @@ def _fixed(
     pairs, _, width = batch.pairs.cover.shape
     stream, weights = kept["stream"], kept["weights"].tolist()
     plain = attended(model, base, layer, stream)
-    values = clean(kept["v"], batch.real)
+    values = clean(kept["v"], batch.real_keys)
     gradients = [probability_gradient(clean(z, batch.real), values) for z in kept["z"]]
     upstream = int(graph.upstream[graph.attention_receivers(layer).start])
     shape = (pairs, batch.pairs.cover.shape[1], kept["signed"].shape[2], graph.n_heads + graph.n_kv_heads)
@@ -195,14 +195,15 @@ def _moved_streams(
 def _effects(batch: EdgeBatch, plain: Attended, queries: Tensor, keys: Tensor) -> Effects:
     """From the gradient at the probabilities to the effects of one sender's edges, `[pairs, places, receivers]`."""
     cover = batch.pairs.cover.to(queries.device)
-    own_queries, own_keys, queries, keys = (
-        clean(value, batch.real) for value in (plain.queries, plain.keys, queries, keys)
-    )
+    own_queries, queries = (clean(value, batch.real) for value in (plain.queries, queries))
+    own_keys, keys = (clean(value, batch.real_keys) for value in (plain.keys, keys))
     attention = plain.attention
     of_query = query_effects(queries, own_queries, own_keys, attention)
     several = (cover.sum(-1) > 1).any(0)
+    # No place has keys of columns that were run before.
+    at_keys = torch.nn.functional.pad(cover, (keys.shape[1] - queries.shape[1], 0))
     together = {
-        place: keys_together(keys, own_queries, own_keys, cover[:, place], attention)
+        place: keys_together(keys, own_queries, own_keys, at_keys[:, place], attention)
         for place in several.nonzero()[:, 0].tolist()
     }
     alone = None if bool(several.all()) else key_effects(keys, own_queries, own_keys, attention)
@@ -212,7 +213,7 @@ def _effects(batch: EdgeBatch, plain: Attended, queries: Tensor, keys: Tensor) -
         if alone is None:
             by_key = torch.stack([together[place](gradient) for place in range(cover.shape[1])], dim=1)
         else:
-            by_key = torch.einsum("bpt,bth->bph", cover.to(gradient), alone(gradient))
+            by_key = torch.einsum("bpt,bth->bph", at_keys.to(gradient), alone(gradient))
             for place, of_keys in together.items():
                 by_key[:, place] = of_keys(gradient)
         return torch.cat([by_query, by_key], dim=-1)

@@ -93,6 +93,7 @@ class RowEffects:
 
 def by_item(
     items: Sequence[ItemOfRows],
+    batch: PairBatch,
     pair_of: Sequence[int],
     most: int,
     found: Sequence[RowEffects],
@@ -109,8 +110,8 @@ def by_item(
     by_row = torch.full((len(items), most), torch.nan, dtype=base.dtype)
     paid = torch.zeros(len(items))
     of = torch.tensor(list(pair_of))
-    shared = torch.bincount(of).float()
+    ends = (batch.ends() / torch.bincount(of))[of]
     for place, (each, cost) in enumerate(zip(effects.split(sizes), work.split(sizes), strict=True)):
         by_row[place, : len(each)] = each
-        paid[place] = cost.sum() + 2 * len(items[place].pair.clean_ids) / shared[of[place]]
+        paid[place] = cost.sum() + ends[place]
     return {"effect": by_row, "base": base[of], "source": source[of], "work": paid}

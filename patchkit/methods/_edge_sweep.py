@@ -70,6 +70,8 @@ class PatchEdges:
 
     def run(self, model: PatchModel, items: Sequence[EdgeItem]) -> dict[str, Tensor]:
         batch, pair_of = batch_of(model, items, self.direction)
+        if self.replacement.causal:
+            batch = batch.behind_prefix(model)
         sweep = _Rows(self, model, EdgeBase.of(model, self.graph, batch, self.replacement))
         rows = lay_out(sweep.run, items, pair_of)
         for layer in range(self.graph.n_layers):
@@ -78,7 +80,7 @@ class PatchEdges:
             sweep.mlp(layer, rows.take(here & (rows.letter == MLP)))
         sweep.logits(rows.take(rows.letter == LOGITS))
         source = batch.score(sweep.metric, sweep.run.source_logits, sweep.run.base.logits).cpu()
-        return by_item(items, pair_of, self.most, sweep.found, sweep.base_metric, source)
+        return by_item(items, batch, pair_of, self.most, sweep.found, sweep.base_metric, source)
 
     def cost(self, dims: Dims, items: Sequence[EdgeItem]) -> Cost:
         """Token-forwards, from the layers and tokens that each edge changes; that prompts differ is not known here."""

@@ -13,6 +13,7 @@ from patchkit.errors import InputError
 from patchkit.model import Dims, PatchModel
 from patchkit.runtime import MAX_BATCH_TOKENS, Cost, run_program
 from patchkit.tracing import capture
+from patchkit.tracing.prefixes import share_prefixes
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class OwnAnswers:
         return len(item)
 
     def run(self, model: PatchModel, items: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        logits = capture(model, Batch.from_ids(items, pad_id=model.pad_id), []).logits
+        (batch,), _ = share_prefixes(model, [Batch.from_ids(items, pad_id=model.pad_id)])
+        logits = capture(model, batch, []).logits
         return {"answer": logits.argmax(-1).cpu()}
 
     def cost(self, dims: Dims, items: Sequence[Sequence[int]]) -> Cost:

@@ -62,9 +62,13 @@ class PairBatch:
         For runs that hold at these columns what any prompt holds there: both prompts' own runs, and patched ones that put
         in the other prompt's activations, which are the same there. Nothing at these columns has an effect then.
         """
-        (base, source), ran = share_prefixes(model, [self.base, self.source])
+        (base, source), ran = share_prefixes(model, [self.base, self.source], alike=True)
         cover = self.cover[..., self.base.width - base.width :]
         return replace(self, base=base, source=source, cover=cover, shared=ran)
+
+    def ends(self) -> Float[Tensor, " pairs"]:
+        """Token-forwards of both runs of each pair, with its part of what was run for prefixes."""
+        return 2.0 * self.base.lengths.cpu() + self.shared / len(self.pairs)
 
     def score(
         self,

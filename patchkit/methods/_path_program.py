@@ -58,6 +58,8 @@ class PatchPaths:
 
     def run(self, model: PatchModel, items: Sequence[PathItem]) -> dict[str, Tensor]:
         batch, pair_of = batch_of(model, items, self.direction)
+        if self.replacement.causal:
+            batch = batch.behind_prefix(model)
         # The logits among others read heads of pass 3, which are compared with the base run's.
         several = self.graph.logits in self.receivers and len(self.receivers) > 1
         run = EdgeBase.of(model, self.graph, batch, self.replacement, attention=several)
@@ -65,7 +67,7 @@ class PatchPaths:
         pair = torch.tensor(pair_of).repeat_interleave(torch.tensor([item.rows for item in items]))
         rows.patch(pair, torch.cat([item.senders for item in items]))
         source = batch.score(rows.metric, rows.run.source_logits, rows.run.base.logits).cpu()
-        return by_item(items, pair_of, self.most, rows.found, rows.base_metric, source)
+        return by_item(items, batch, pair_of, self.most, rows.found, rows.base_metric, source)
 
     def cost(self, dims: Dims, items: Sequence[PathItem]) -> Cost:
         """Token-forwards: MLPs from each sender to the receivers, and the layers from the lowest receiver on."""

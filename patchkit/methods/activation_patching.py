@@ -114,8 +114,7 @@ class PatchSets:
         paid = torch.zeros(len(items))
         sizes = [item.sets for item in items]
         of = torch.tensor(pair_of)
-        shared = torch.bincount(of, minlength=len(batch.pairs)).float()
-        ends = (2 * batch.base.lengths.cpu() / shared)[of] + batch.shared / len(items)
+        ends = (batch.ends() / torch.bincount(of))[of]
         for place, (each, cost) in enumerate(zip(effects.split(sizes), work.split(sizes), strict=True)):
             found[place, : len(each)] = each
             paid[place] = cost.sum() + ends[place]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchkit.data import Metric, Pair, read_places, resolve_metric
@@ -58,7 +58,8 @@ class CircuitMetrics:
 class RunCircuits:
     """The Program of circuits, all of one graph: every circuit on every pair.
 
-    `run` gives for each pair `metric` (`[pairs, circuits]`) and the metric of the `base` run and with every edge `cut`.
+    `run` gives for each pair `metric` (`[pairs, circuits]`), the metric of the `base` run and with every edge `cut`, and
+    the `work` paid, in token-forwards.
     """
 
     graph: EdgeGraph
@@ -76,6 +77,8 @@ class RunCircuits:
     def run(self, model: PatchModel, items: Sequence[Pair]) -> dict[str, Tensor]:
         covered = read_places("all", items).covered
         batch = PairBatch.of(model, items, covered, self.direction)
+        if self.replacement.causal:
+            batch = batch.behind_prefix(model)
         metric = resolve_metric(self.metric)
         cut, base, source = _run_ends(model, batch, self.replacement)
         circuits = list(self.circuits)
@@ -94,15 +97,19 @@ class RunCircuits:
             "metric": torch.stack(columns, dim=1),
             "base": batch.score(metric, base, base),
             "cut": ablated,
+            "work": self._forwards(model.dims, batch.base.lengths.cpu()) + batch.shared / len(items),
         }
 
     def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
         """A base and a source run, and what each circuit computes."""
-        tokens = sum(len(item.clean_ids) for item in items)
-        work = 2 + sum(circuit_work(dims, self.graph, edges) for edges in self.circuits)
+        lengths = torch.tensor([len(item.clean_ids) for item in items])
         kept = max(room(edges, self.copies) for edges in self.circuits) * SENDERS_A_FORWARD * dims.d_model
         kept += dims.n_layers * 4 * dims.d_model
-        return Cost(tokens * work, int(4 * tokens * kept))
+        return Cost(float(self._forwards(dims, lengths).sum()), int(4 * int(lengths.sum()) * kept))
+
+    def _forwards(self, dims: Dims, lengths: Int[Tensor, " items"]) -> Float[Tensor, " items"]:
+        """Token-forwards of prompts that run so many tokens."""
+        return lengths.double() * (2 + sum(circuit_work(dims, self.graph, edges) for edges in self.circuits))
 
 
 def _run_ends(
@@ -177,7 +184,7 @@ def run_circuits(
             journal=None if checkpoint is None else Journal(checkpoint),
         )
         columns |= dict(zip(numbers, found["metric"].unbind(1), strict=True))
-        cost += program.cost(model.dims, pairs).forwards
+        cost += float(found["work"].sum())
     if made.means is not None:
         cost += sum(len(pair.clean_ids) for pair in (pairs if reference is None else reference))
     return CircuitMetrics(

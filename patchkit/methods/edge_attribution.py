@@ -29,7 +29,7 @@ from patchkit.data import Pair, read_places, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._edge_activation_paths import along_senders, along_sites
 from patchkit.methods._edge_batch import EdgeBatch, EdgeSums, refuse_infinite
-from patchkit.methods._edge_cost import attribution_cost
+from patchkit.methods._edge_cost import attribution_cost, attribution_forwards
 from patchkit.methods._edge_drops import corrected
 from patchkit.methods._edge_flow import flow_scores
 from patchkit.methods._edge_options import EdgeOptions
@@ -65,8 +65,8 @@ class EdgeAttribution:
     """The Program of edge attribution.
 
     `run` gives sums over pairs: `signed.native` and `magnitude.native` (`[places, senders, receivers]`), the same by
-    query head where keys are shared; for each pair the metric of the `base` and `source` runs, and `pairs`, its scores,
-    if they are kept.
+    query head where keys are shared; for each pair the metric of the `base` and `source` runs, the `work` paid in
+    token-forwards, and `pairs`, its scores, if they are kept.
     """
 
     method: EdgeMethod
@@ -91,6 +91,9 @@ class EdgeAttribution:
     @torch.no_grad()
     def run(self, model: PatchModel, items: Sequence[PairItem]) -> dict[str, Tensor]:
         pairs = PairBatch.of(model, [i.pair for i in items], [i.covered for i in items], self.direction)
+        if self.replacement.causal and self.method.name != "ifr":
+            # Routes are looked for at every token.
+            pairs = pairs.behind_prefix(model)
         graph = EdgeGraph.of(model.dims, by_query_head=self.by_query)
         batch = EdgeBatch(model, graph, pairs, resolve_metric(self.metric), self.replacement)
         sums = EdgeSums(EdgeGraph.of(model.dims), graph, self.keep_pairs)
@@ -117,12 +120,19 @@ class EdgeAttribution:
             for rows, scores in edge_products(changes, made.vectors, pairs.cover):
                 self._add(batch, sums, rows.start, scores)
             base, source = made.base, made.source
-        return {**sums.tensors(), "base": base, "source": source}
+        return {**sums.tensors(), "base": base, "source": source, "work": self._work(batch)}
 
     def cost(self, dims: Dims, items: Sequence[PairItem]) -> Cost:
         """See `_edge_cost.py`."""
         lengths = [len(item.pair.clean_ids) for item in items]
         return attribution_cost(dims, lengths, self.method, self.by_query)
+
+    def _work(self, batch: EdgeBatch) -> Tensor:
+        """Token-forwards of each pair as they were run."""
+        dims, pairs = batch.model.dims, batch.pairs
+        run = zip(pairs.base.lengths.tolist(), batch.real_keys.sum(1).tolist(), strict=True)
+        work = [attribution_forwards(dims, tokens, keys, self.method, batch.graph) for tokens, keys in run]
+        return torch.tensor(work, dtype=torch.float64) + pairs.shared / len(work)
 
     def _integrated(self, batch: EdgeBatch, steps: int) -> Integrated:
         match self.method.name:
@@ -209,7 +219,7 @@ def attribute_edges(
         label=method,
         journal=None if checkpoint is None else Journal(checkpoint),
     )
-    return _scores(model, pairs, options, program, found, items, places.labels, places.placed)
+    return _scores(model, pairs, options, program, found, places.labels, places.placed)
 
 
 def _scores(
@@ -218,7 +228,6 @@ def _scores(
     options: EdgeOptions,
     program: EdgeAttribution,
     found: dict[str, Tensor],
-    items: Sequence[PairItem],
     places: tuple[str, ...],
     placed: bool,
 ) -> EdgeScores:
@@ -253,7 +262,7 @@ def _scores(
         mean_abs=mean("magnitude.native", graph),
         base_metric=found["base"],
         source_metric=found["source"],
-        cost=program.cost(model.dims, items).forwards / tokens,
+        cost=float(found["work"].sum()) / tokens,
         places=places,
         placed=placed,
         by_query=by_query,

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -89,8 +88,8 @@ class Prefixes:
     def find(self, model: PatchModel, tokens: Tokens) -> tuple[KnownTokens | None, int]:
         """The known prefix that begins with the most of these tokens, and how many that is."""
         held = self._models[model].held
-        best = max(held, key=lambda known: len(commonprefix([known, tokens])), default=())
-        matched = len(commonprefix([best, tokens]))
+        best = max(held, key=lambda known: len(_common([known, tokens])), default=())
+        matched = len(_common([best, tokens]))
         return (held[best][0], matched) if matched else (None, 0)
 
     def use(self, model: PatchModel, known: KnownTokens) -> None:
@@ -135,7 +134,7 @@ def share_prefixes(
         return whole, 0
     by_batch = [_prompts(batch) for batch in batches]
     if alike:
-        by_batch = [[tuple(commonprefix(rows)) for rows in zip(*by_batch, strict=True)]] * len(batches)
+        by_batch = [[_common(rows) for rows in zip(*by_batch, strict=True)]] * len(batches)
     prompts = [row for rows in by_batch for row in rows]
     chosen = _groups(prompts, prefixes)
     if chosen is None:
@@ -183,7 +182,7 @@ def share_prefixes(
 def _groups(prompts: Sequence[Tokens], prefixes: Prefixes) -> list[tuple[Tokens, list[int]]] | None:
     """(what they have in common, which prompts) of all prompts, or of a few groups; None where it is too little."""
     members: dict[Tokens, list[int]] = {(): list(range(len(prompts)))}
-    if len(commonprefix(prompts)) < prefixes.least:
+    if len(_common(prompts)) < prefixes.least:
         members = {}
         for number, prompt in enumerate(prompts):
             members.setdefault(prompt[: prefixes.least], []).append(number)
@@ -192,7 +191,7 @@ def _groups(prompts: Sequence[Tokens], prefixes: Prefixes) -> list[tuple[Tokens,
     found = []
     for numbers in members.values():
         mine = [prompts[number] for number in numbers]
-        shared = tuple(commonprefix(mine))[: min(map(len, mine)) - 1]
+        shared = _common(mine)
         if len(shared) < prefixes.least:
             return None
         found.append((shared, numbers))
@@ -215,8 +214,19 @@ def _run(model: PatchModel, tokens: Tokens, known: KnownTokens | None, matched: 
 
 
 def _prompts(batch: Batch) -> list[Tokens]:
+    """Each prompt without its last token, which is always run."""
     rows, offsets = batch.input_ids.tolist(), batch.offset.tolist()
-    return [tuple(row[offset:]) for row, offset in zip(rows, offsets, strict=True)]
+    return [tuple(row[offset:-1]) for row, offset in zip(rows, offsets, strict=True)]
+
+
+def _common(prompts: Sequence[Tokens]) -> Tokens:
+    """The first tokens that all of these have in common."""
+    # What lies between the smallest and the largest begins as both do.
+    first, last = min(prompts), max(prompts)
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return first[:place]
+    return first
 
 
 def _allowed(model: PatchModel) -> bool:

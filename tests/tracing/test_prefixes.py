@@ -1,4 +1,4 @@
-"""Prefixes that are run once: what is read behind them is what whole prompts have there, and they are held as promised."""
+"""Prefixes that are run once: what is read behind them is what whole prompts have, and they are held as promised."""
 
 from __future__ import annotations
 
