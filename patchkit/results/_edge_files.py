@@ -14,8 +14,9 @@ from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.model.edges import EdgeGraph
+from patchkit.reading import parse_json
 from patchkit.results._circuit_files import GraphSizes
-from patchkit.results._scores_files import lists, matrix, read_table, write_table
+from patchkit.results._scores_files import lists, matrix, read_ids, read_table, write_table
 from patchkit.results.convention import Convention
 from patchkit.results.formats import load_metadata, read_model, save_tensors
 
@@ -115,7 +116,7 @@ def check_edge_names(path: Path, graph: EdgeGraph) -> None:
     metadata = load_metadata(path)
     for key, names in (("senders", graph.senders), ("receivers", graph.receivers)):
         try:
-            found = json.loads(metadata.get(key, "null"))
+            found = parse_json(metadata.get(key, "null"))
         except ValueError:
             found = None
         if not isinstance(found, list):
@@ -146,6 +147,10 @@ def read_edge_matrix(
         raise InputError(
             f"{path}: tensor '{name}': expected float32 of shape {list(shape)} as {EDGES} says, found "
             f"{str(values.dtype).removeprefix('torch.')} of shape {list(values.shape)}."
+        )
+    if "_abs" in name and bool((values < 0).any()):
+        raise InputError(
+            f"{path}: tensor '{name}': expected means of |effect|, found {float(values.nan_to_num().min())}."
         )
     wrong = (values.isinf() | (~values.isnan() & ~graph.real)).nonzero()
     if len(wrong):
@@ -196,7 +201,7 @@ def read_pair_columns(path: Path, header: EdgeHeader, graph: EdgeGraph) -> PairC
     if header.per_pair:
         scores = matrix(path, table, PAIR_SCORES, torch.Size(shape).numel()).reshape(header.pairs, *shape)
     return PairColumns(
-        tuple(str(name) for name in table["id"].to_pylist()),
+        read_ids(path, table),
         matrix(path, table, "base_metric", 1)[:, 0],
         matrix(path, table, "source_metric", 1)[:, 0],
         scores,

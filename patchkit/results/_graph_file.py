@@ -213,7 +213,10 @@ def make(path: Path, graph: EdgeGraph, in_graph: Tensor, nodes: Tensor, **rest: 
 
 def shown(value: Any) -> str:
     """A value in a message, in one short line."""
-    text = repr(value) if not isinstance(value, Tensor) else f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, Tensor):
+        # A nested tensor has no shape, and says so by an error.
+        return "a nested tensor" if value.is_nested else f"a tensor of shape {list(value.shape)}"
+    text = repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 

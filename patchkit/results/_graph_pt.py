@@ -110,7 +110,8 @@ def _tensor(path: Path, content: dict[str, Any], name: str, shape: tuple[int, ..
     value = content.get(name)
     if value is None:
         return None
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    if not plain or value.is_meta or value.is_quantized:
         raise InputError(f"{path}: {name}: expected a tensor of shape {list(shape)}, found {shown(value)}.")
     if tuple(value.shape) != shape:
         raise InputError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from patchkit.errors import InputError
 from patchkit.files import atomic_write
 from patchkit.model.nodes import NodeGrid
+from patchkit.reading import read_bytes
 from patchkit.results.convention import Convention
 from patchkit.results.formats import load_tensors, read_model
 
@@ -100,12 +101,15 @@ def read_pairs(path: Path, grid: NodeGrid, pairs: int) -> PairNumbers:
         prefix: {kind: matrix(path, table, f"{prefix}.{kind}", grid.size(kind)) for kind in grid.kinds}
         for prefix in prefixes
     }
+    magnitudes = grid.join(parts["magnitude"], lead=1) if "magnitude" in parts else None
+    if magnitudes is not None and bool((magnitudes < 0).any()):
+        raise InputError(f"{path}: expected magnitudes of at least 0, found {float(magnitudes.min())}.")
     return PairNumbers(
-        tuple(str(name) for name in table["id"].to_pylist()),
+        read_ids(path, table),
         matrix(path, table, "base_metric", 1)[:, 0],
         matrix(path, table, "source_metric", 1)[:, 0],
         grid.join(parts["effect"], lead=1),
-        grid.join(parts["magnitude"], lead=1) if "magnitude" in parts else None,
+        magnitudes,
     )
 
 
@@ -115,26 +119,50 @@ def write_table(path: Path, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(pa.table(dict(columns)), buffer, compression="zstd", use_dictionary=False)
+    table = pa.table(dict(columns))
+    # With checksums of pages a number that was damaged on disk is found when it is read.
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False, write_page_checksum=True)
     atomic_write(path, buffer.getvalue())
 
 
 def read_table(path: Path) -> pa.Table:
-    """Reads a parquet file. InputError when it is missing or malformed."""
+    """Reads a parquet file. InputError when it is missing or malformed, or has two columns of one name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise InputError(f"{path}: no such file. Check the path, or run the command that writes it.")
+    payload = read_bytes(path, "a parquet file")
     try:
         # Without Arrow's thread pools: a process that ends soon after they were started is aborted by them.
-        file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False)
-        return file.read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        file = pq.ParquetFile(pa.BufferReader(payload), pre_buffer=False, page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        # Offsets and letters are taken on trust until here.
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: expected a parquet file, found something else ({reason}). Write it again."
+            f"{path}: expected a parquet file, found something else or a damaged one ({reason}). Write it again."
         ) from error
+    names = table.column_names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"{path}: column '{twice}' is there twice; expected each once. Write the file again."
+        )
+    return table
+
+
+def read_ids(path: Path, table: pa.Table) -> tuple[str, ...]:
+    """The column `id`. InputError where it is not a text of its own in every row."""
+    import pyarrow as pa
+
+    column = table["id"]
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        raise InputError(f"{path}, column 'id': expected texts, found {column.type}.")
+    ids = column.to_pylist()
+    if None in ids or len(set(ids)) < len(ids):
+        found = "null" if None in ids else f"'{next(name for name in ids if ids.count(name) > 1)}' twice"
+        raise InputError(f"{path}, column 'id': expected an id of its own in every row, found {found}.")
+    return tuple(ids)
 
 
 def check_means(path: Path, grid: NodeGrid) -> None:
@@ -186,5 +214,7 @@ def matrix(path: Path, table: pa.Table, name: str, size: int) -> Float[Tensor, "
         found = f"lists of {', '.join(map(str, lengths))}" if listed else str(column.type)
         raise InputError(f"{path}, column '{name}': expected {size} float32 in every row, found {found}.")
     parts = [chunk.flatten() if listed else chunk for chunk in column.chunks]
+    if any(part.null_count for part in parts):
+        raise InputError(f"{path}, column '{name}': expected a number in every place, found null.")
     flat = [torch.tensor(part.to_numpy(zero_copy_only=False), dtype=torch.float32) for part in parts]
     return torch.cat([torch.empty(0), *flat]).reshape(table.num_rows, size)

@@ -105,17 +105,17 @@ def validated(path: Path, cls: type[Model], data: Any) -> Model:
 
 def _problems(path: Path, cls: type[BaseModel], data: Any) -> list[Any]:
     """What is wrong with the fields of a model; InputError where a number is none that a float can hold."""
-    for field, number in _numbers(data):
-        if not _is_finite(number):
-            raise InputError(
-                f"{path}: field {field}: expected a finite number, as large as a float can hold. "
-                "Run the command that writes it again."
-            )
     try:
+        for field, number in _numbers(data):
+            if not _is_finite(number):
+                raise InputError(
+                    f"{path}: field {field}: expected a finite number, as large as a float can hold. "
+                    "Run the command that writes it again."
+                )
         cls.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         return list(error.errors(include_url=False))
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected plain values for a {cls.__name__}, found others ({error})."
         ) from error

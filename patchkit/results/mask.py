@@ -157,9 +157,11 @@ class MaskResult(_Frozen):
                 f"{', '.join(result.components)}, as mask.json says, found {found or 'none'}. Write both again."
             )
         for kind, tensor in values.items():
-            if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            finite = bool(tensor.isfinite().all())
+            if tensor.dtype != torch.float32 or tensor.ndim not in (1, 2) or not finite:
                 raise InputError(
-                    f"{path}: tensor '{kind}': expected finite float32 numbers, found {tensor.dtype} with "
-                    f"{int((~tensor.isfinite()).sum())} that are not finite. Write the mask again."
+                    f"{path}: tensor '{kind}': expected finite float32 numbers, layer by index, found "
+                    f"{'' if finite else 'infinite ones or NaN in '}{tensor.dtype} of shape {found[kind]}. "
+                    "Write the mask again."
                 )
         return result
