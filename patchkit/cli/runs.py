@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from patchkit.cli.console import give, plain_table, results, say
-from patchkit.cli.options import Backend, GpusPerReplica, NumProcesses, Quiet
+from patchkit.cli.options import Backend, GpusPerReplica, NumProcesses, Quiet, options_of
 from patchkit.errors import InputError, RunError
+from patchkit.reading import exists
 
+# Of click, which newer versions of typer carry inside.
+_UsageError: Any = typer.BadParameter.__base__
 Directory = Annotated[Path, typer.Argument(help="The --out directory of a run.", metavar="DIR")]
-
 
 
 def report(directory: Directory, quiet: Quiet = False) -> None:
@@ -43,7 +45,7 @@ def rerun(
 ) -> None:
     """Run the command of a manifest again into a new directory, and compare the numbers."""
     from patchkit.results.compare import compare_runs
-    from patchkit.results.manifest import file_sha256, package_versions, read_manifest
+    from patchkit.results.manifest import MANIFEST, file_sha256, package_versions, read_manifest
 
     manifest = read_manifest(directory)
     if manifest.status != "done":
@@ -54,7 +56,7 @@ def rerun(
     first = directory.resolve()
     second = (out or first.with_name(f"{first.name}-rerun")).resolve()
     for option, file in manifest.inputs.items():
-        if not Path(file.path).is_file():
+        if not exists(Path(file.path)):
             raise InputError(f"{file.path} (--{option} of the run in {directory}) is not there any more.")
         if file_sha256(file.path) != file.sha256:
             raise InputError(
@@ -82,7 +84,15 @@ def rerun(
     options = {**manifest.options, **{option: file.path for option, file in manifest.inputs.items()}}
     with _working_directory(Path(manifest.directory)):
         arguments = ["--out", str(second), *here_arguments, *command_arguments(command, options)]
-        with command.make_context(manifest.command, arguments, parent=ctx.find_root()) as inner:
+        try:
+            again = command.make_context(manifest.command, arguments, parent=ctx.find_root())
+        except _UsageError as error:
+            raise InputError(
+                f"{directory}: the options in its {MANIFEST} are none of `patchkit {manifest.command}`: "
+                f"{error.format_message()} Give a new run its own command."
+            ) from error
+        with again as inner:
+            check_options(directory, options, options_of(inner))
             command.invoke(inner)
     differences = compare_runs(first, second)
     table = plain_table("numbers", "largest difference")
@@ -125,6 +135,19 @@ def command_arguments(command: Any, options: dict[str, Any]) -> list[str]:
             for item in value if isinstance(value, list) else [value]:
                 named += [parameter.opts[0], str(item)]
     return [*named, *(["--", *placed] if placed else [])]
+
+
+def check_options(directory: Path, wanted: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Raises InputError where an option of a manifest is not read as what stands there, such as 3 for a list of 3."""
+    from patchkit.results.manifest import PLACE_OPTIONS, plain
+
+    for name, value in wanted.items():
+        found = plain(read[name])
+        if name not in PLACE_OPTIONS and (found != value or type(found) is not type(value)):
+            raise InputError(
+                f"{directory}: --{name.replace('_', '-')} in its manifest: expected {found!r} or another value of that "
+                f"kind, found {value!r}. Give a new run its own command."
+            )
 
 
 @contextmanager

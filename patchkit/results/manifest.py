@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from patchkit.errors import InputError, RunError
+from patchkit.reading import exists
 from patchkit.results.formats import read_model, write_model
 
 MANIFEST = "manifest.json"
@@ -111,7 +112,8 @@ class RunDir:
     path: Path
     manifest: Manifest
     resumed: bool
-    created: bool
+    #: Directories that were not there before, this one first.
+    created: tuple[Path, ...]
     _clock: float = field(default_factory=time.monotonic)
 
     @property
@@ -153,8 +155,10 @@ class RunDir:
         ):
             shutil.rmtree(self.checkpoint, ignore_errors=True)
             (self.path / MANIFEST).unlink()
-            if self.created and not any(self.path.iterdir()):
-                self.path.rmdir()
+            for directory in self.created:
+                if any(directory.iterdir()):
+                    break
+                directory.rmdir()
             return
         interrupted = issubclass(kind, KeyboardInterrupt)
         # When the disk is full the manifest cannot be written either; the first error is the one to show.
@@ -184,14 +188,15 @@ def open_run_dir(path: Path | str, command: str, options: Mapping[str, Any], res
                 "Choose another --out directory, or give --resume to go on with that run."
             )
         _require_same(path, found, manifest)
-        return RunDir(path, found, resumed=True, created=False)
+        return RunDir(path, found, resumed=True, created=())
     if existing:
         shown = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
         raise InputError(
             f"{path} is not empty and holds no {MANIFEST} (found {shown}). "
             "Choose an empty or new directory for --out, so that results are not mixed with other files."
         )
-    return RunDir(path, manifest, resumed=False, created=not path.exists())
+    created = tuple(directory for directory in (path, *path.parents) if not exists(directory))
+    return RunDir(path, manifest, resumed=False, created=created)
 
 
 def read_manifest(directory: Path | str) -> Manifest:
@@ -200,11 +205,14 @@ def read_manifest(directory: Path | str) -> Manifest:
 
 
 def file_sha256(path: Path | str) -> str:
-    """Hash of a file's content, in hexadecimal."""
+    """Hash of a file's content, in hexadecimal. InputError where the file cannot be read."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from error
     return digest.hexdigest()
 
 
@@ -223,11 +231,11 @@ def _new_manifest(command: str, options: Mapping[str, Any]) -> Manifest:
     inputs = {
         name: InputFile(path=str(value.resolve()), sha256=file_sha256(value))
         for name, value in options.items()
-        if isinstance(value, Path) and value.is_file()
+        if isinstance(value, Path) and exists(value) and value.is_file()
     }
     return Manifest(
         command=command,
-        options={name: _plain(value) for name, value in options.items()},
+        options={name: plain(value) for name, value in options.items()},
         inputs=inputs,
         directory=str(Path.cwd()),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -235,22 +243,27 @@ def _new_manifest(command: str, options: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Options as JSON holds them, so that a value compares equal after a round trip."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _entries(path: Path) -> list[str]:
     """Names in a directory, less hidden ones (left by a killed process or a file manager); [] when absent."""
-    if not path.exists():
+    if not exists(path):
         return []
     if not path.is_dir():
         raise InputError(f"{path}: expected a directory for --out, found a file. Choose another directory.")
-    return sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
+    try:
+        return sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be looked into: {error.strerror}. Check its permissions."
+        ) from error
 
 
 def _name(manifest: Manifest) -> str:
