@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchkit.methods._edge_drops import ATTENDED_TOKENS
-from patchkit.methods._edge_products import Blocks
+from patchkit.methods._edge_memory import EdgeMemory
 from patchkit.model import Dims, EdgeGraph
 from patchkit.results.edge_scores import EdgeMethod
-from patchkit.runtime import Cost
+from patchkit.runtime import MAX_BATCH_TOKENS, Cost
+from patchkit.runtime.batch_memory import Shape
 
 
-def attribution_cost(dims: Dims, lengths: Sequence[int], method: EdgeMethod, by_query: bool) -> Cost:
+def attribution_cost(
+    dims: Dims,
+    lengths: Sequence[int],
+    method: EdgeMethod,
+    by_query: bool,
+    at_once: int = MAX_BATCH_TOKENS,
+) -> Cost:
     """Of one batch of prompts of these lengths; a backward of activations counts as a forward.
 
-    Bytes are those beyond the weights, one forward and its backward: what is kept of every layer for the products, the
-    blocks in which these are made, and the scores.
+    Args:
+        at_once: tokens of the rows of a sender's path that are run together.
     """
     graph = EdgeGraph.of(dims, by_query_head=by_query)
     forwards = sum(attribution_forwards(dims, length, length, method, graph) for length in lengths)
-    return Cost(forwards, 4 * _numbers(graph, dims, len(lengths), max(lengths), method))
+    kept, passes = EdgeMemory(graph, dims, Shape.of(lengths), method).kept_and_pass(at_once)
+    return Cost(forwards, kept, passes)
 
 
 def attribution_forwards(dims: Dims, tokens: int, keys: int, method: EdgeMethod, graph: EdgeGraph) -> float:
@@ -71,27 +78,3 @@ def _product_repeats(graph: EdgeGraph, method: EdgeMethod) -> float:
     if method.name == "eap-ig-activations":
         return 2.0 * graph.n_layers + 1 if method.rule == "repo" else (method.steps or 1) / graph.n_heads
     return (graph.n_layers + 1) / 2 if method.grad_drop else 1.0
-
-
-def _numbers(graph: EdgeGraph, dims: Dims, pairs: int, width: int, method: EdgeMethod) -> int:
-    """Numbers held at once beside one forward and its backward."""
-    heads = (dims.n_heads + 2 * graph.n_kv_heads) * dims.d_head
-    # Runs of one path whose units are kept for one product.
-    runs = 2 if method.name == "clean-corrupted" else method.steps or 1
-    # Senders of both runs; of each layer gradients at projections and the MLP, and units of both norms for each run.
-    senders = 2 * dims.n_layers * (dims.n_heads * dims.d_head + dims.d_model)
-    kept = heads + dims.d_model + runs * (2 * dims.d_model + graph.receivers_a_layer)
-    gradients = kept * dims.n_layers
-    if method.grad_drop:
-        # One layer's, for every drop; each as it came and added up.
-        gradients = dims.n_layers * (kept + heads + 2 * dims.d_model)
-        if method.qk_fix:
-            gradients += dims.n_layers * (dims.n_layers + 1) // 2 * dims.n_heads * dims.d_head
-    blocks = Blocks.of(graph, pairs, width)
-    # Scores of a block, signed and by size, in both graphs where they differ; their sums are in double precision.
-    scores = (blocks.pairs * 3 + 8) * graph.n_senders * graph.n_receivers
-    attended = 0
-    if method.qk_fix:
-        rows = max(ATTENDED_TOKENS, pairs * width)
-        attended = rows * (4 * dims.d_model + 2 * heads) + 8 * pairs * dims.n_heads * width * width
-    return pairs * width * (senders + gradients) + blocks.numbers(graph, width) + scores + attended

@@ -9,6 +9,8 @@ y_u is the head's share of its output at the norm's own scale.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,15 +67,18 @@ def _shares(
     return torch.einsum("sbt,bpt->bps", importance, cover) / tokens
 
 
-def _written(batch: EdgeBatch, own: Senders, count: int, like: Tensor) -> list[Tensor]:
+def _written(batch: EdgeBatch, own: Senders, count: int, like: Tensor) -> Iterator[Tensor]:
+    """What the first `count` senders write: the heads of one layer are there at a time."""
     graph: EdgeGraph = batch.graph
-    parts = [own.input]
+    yield clean(own.input.to(like.device), batch.real)
+    given = 1
     for layer in range(graph.n_layers):
-        if len(parts) >= count:
-            break
-        parts += list(_head_shares(batch.model, layer, own.heads[layer]).unbind(-2))
-        parts.append(own.mlps[layer])
-    return [clean(part.to(like.device), batch.real) for part in parts[:count]]
+        if given >= count:
+            return
+        parts = [*_head_shares(batch.model, layer, own.heads[layer]).unbind(-2), own.mlps[layer]]
+        for part in parts[: count - given]:
+            yield clean(part.to(like.device), batch.real)
+        given += len(parts)
 
 
 def _head_shares(model: PatchModel, layer: int, z: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ the model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ from patchkit.data import resolve_metric
 from patchkit.methods._edge_base import EdgeBase, pad_front
 from patchkit.methods._edge_items import EdgeItem, RowEffects, batch_of, by_item
 from patchkit.methods._edge_replacement import EdgeReplacement
+from patchkit.methods._edge_row_memory import edge_base_numbers, edge_rows_bytes
 from patchkit.methods._edge_rows import (
     LETTERS,
     LOGITS,
@@ -37,10 +39,12 @@ from patchkit.methods._edge_rows import (
     sorted_by,
     together,
 )
+from patchkit.methods._pair_batch import first_difference
 from patchkit.methods.activation_patching import CPU_FORWARD
 from patchkit.model import Dims, PatchModel, Site
 from patchkit.model.edges import EdgeGraph
 from patchkit.runtime import Cost
+from patchkit.runtime.batch_memory import Shape, forward_tokens
 from patchkit.tracing.receivers import PROJECTIONS, read_by_attention, read_by_mlp
 from patchkit.tracing.restart import Swap, read_heads, run_swapped
 
@@ -83,24 +87,47 @@ class PatchEdges:
         return by_item(items, batch, pair_of, self.most, sweep.found, sweep.base_metric, source)
 
     def cost(self, dims: Dims, items: Sequence[EdgeItem]) -> Cost:
-        """Token-forwards, from the layers and tokens that each edge changes; that prompts differ is not known here."""
-        forwards, kept = 0.0, 0
+        """Token-forwards, from the layers and tokens that each edge changes."""
+        unique = {item.number: item for item in items}
+        pairs = Shape.of([len(item.pair.clean_ids) for item in unique.values()])
+        forwards = 2.0 * sum(len(item.pair.clean_ids) for item in unique.values())
+        shared = 2 * attention_share(dims) / dims.n_layers / dims.n_heads
+        # By (layer, tokens that a row runs).
+        reads: Counter[tuple[int, int]] = Counter()
+        into_heads: Counter[tuple[int, int]] = Counter()
+        others: Counter[tuple[int, int]] = Counter()
         for item in items:
             tokens = len(item.pair.clean_ids)
-            layer = (item.edges[:, 1] // self.graph.receivers_a_layer).double()
+            first = first_difference(item.pair) if self.replacement.causal else 0
+            layer, letter, _ = receiver_parts(self.graph, item.edges[:, 1])
             ending = layer >= dims.n_layers - 1
-            above = (1 - layer / dims.n_layers).clamp(min=0.0)
+            above = (1 - layer.double() / dims.n_layers).clamp(min=0.0)
+            heads = letter < MLP
+            read = torch.stack([layer, letter, item.edges[:, 0]], dim=1)[heads]
+            read = read if self.joint else read.unique(dim=0)
             for place in item.covered:
-                run = torch.where(ending, 1.0, float(tokens - min(place)))
-                forwards += float((above * run).sum())
+                if max(place) < first:
+                    continue
+                width = tokens - max(min(place), first)
+                forwards += float((above * torch.where(ending, 1.0, float(width))).sum())
                 # One run of attention and one of projections for all heads of a layer.
-                into_heads = receiver_parts(self.graph, item.edges[:, 1])[1] < MLP
-                shared = 2 * attention_share(dims) / dims.n_layers / dims.n_heads
-                forwards += shared * (tokens - min(place)) * int(into_heads.sum())
-            forwards += 2 * tokens
-            width = dims.n_layers * (4 * dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
-            kept += 4 * tokens * width
-        return Cost(forwards, kept)
+                forwards += shared * width * int(heads.sum())
+                for counts, layers in ((into_heads, layer[heads]), (others, layer[~heads])):
+                    for number, count in zip(
+                        *(each.tolist() for each in layers.unique(return_counts=True)), strict=True
+                    ):
+                        counts[number, 1 if number >= dims.n_layers - 1 else width] += count
+                for number, count in zip(
+                    *(each.tolist() for each in read[:, 0].unique(return_counts=True)), strict=True
+                ):
+                    reads[number, width] += count
+        rows = [
+            [(count, width) for (_, width), count in counts.items()] for counts in (reads, into_heads, others)
+        ]
+        kept = pairs.tokens * edge_base_numbers(dims) * dims.itemsize
+        return Cost(
+            forwards, kept, edge_rows_bytes(dims, pairs, *rows, forward_tokens(dims, self.max_batch_tokens))
+        )
 
 
 def attention_share(dims: Dims) -> float:

@@ -93,3 +93,9 @@ class PairBatch:
         """
         differs = (self.base.input_ids != self.source.input_ids).cpu()
         return torch.where(differs.any(1), differs.int().argmax(1), torch.tensor(self.base.width))
+
+
+def first_difference(pair: Pair) -> int:
+    """The first token in which the two prompts of a pair differ; their length where they never do."""
+    same = [a == b for a, b in zip(pair.clean_ids, pair.corrupt_ids, strict=True)]
+    return same.index(False) if False in same else len(same)

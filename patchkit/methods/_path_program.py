@@ -24,12 +24,14 @@ from patchkit.data import resolve_metric
 from patchkit.methods._edge_base import EdgeBase, pad_front
 from patchkit.methods._edge_items import PathItem, RowEffects, batch_of, by_item
 from patchkit.methods._edge_replacement import EdgeReplacement
+from patchkit.methods._edge_row_memory import edge_base_numbers, path_numbers, path_rows_bytes
 from patchkit.methods._edge_rows import LETTERS, LOGITS, MLP, sorted_by, together
 from patchkit.methods._edge_sweep import attention_share, tokens_at_once
 from patchkit.methods._path_carry import Carried, Receivers, carry
 from patchkit.model import Dims, PatchModel, Site
 from patchkit.model.edges import EdgeGraph
 from patchkit.runtime import Cost
+from patchkit.runtime.batch_memory import Shape, forward_tokens
 from patchkit.tracing.restart import Swap, run_swapped, run_watched
 
 Mlps = Literal["recomputed", "frozen"]
@@ -75,9 +77,12 @@ class PatchPaths:
         inside = receivers.layer[receivers.letter != LOGITS]
         top = int(inside.max()) if len(inside) else dims.n_layers
         mlp = (1 - attention_share(dims)) / dims.n_layers * (self.mlps == "recomputed")
-        forwards, kept = 0.0, 0
+        forwards = 0.0
+        # Rows of one lowest layer that run so many tokens.
+        counts: dict[tuple[int, int], int] = {}
         for item in items:
             tokens = len(item.pair.clean_ids)
+            # Rows whose prompts differ late start later, but share their runs with others that start before them.
             width = tokens - min(item.covered[0])
             own = (item.senders - 1) // (dims.n_heads + 1)
             reached = item.senders[:, None] < self.graph.upstream[receivers.numbers]
@@ -88,8 +93,18 @@ class PatchPaths:
             if receivers.logits:
                 # The logits read the last position alone.
                 forwards += mlp * float((dims.n_layers - own).sum())
-            kept += 4 * tokens * dims.n_layers * (4 * dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
-        return Cost(forwards, kept)
+            for layer, count in zip(*lowest[reached.any(1)].unique(return_counts=True), strict=True):
+                run = 1 if int(layer) >= dims.n_layers - 1 else width
+                counts[int(layer), run] = counts.get((int(layer), run), 0) + int(count)
+        pairs = Shape.of(
+            [len(item.pair.clean_ids) for item in {item.number: item for item in items}.values()]
+        )
+        several = receivers.logits and len(self.receivers) > 1
+        kept = pairs.tokens * edge_base_numbers(dims, attention=several) * dims.itemsize
+        rows = [(count, width) for (_, width), count in counts.items()]
+        given = path_numbers(dims, receivers.layer.tolist(), receivers.letter.tolist())
+        at_once = forward_tokens(dims, self.max_batch_tokens)
+        return Cost(forwards, kept, path_rows_bytes(dims, pairs, rows, given, at_once))
 
 
 class _Rows:

@@ -16,21 +16,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchkit.data import Pair, resolve_metric
+from patchkit.data import Pair, covering, resolve_metric
 from patchkit.errors import InputError
+from patchkit.methods._node_memory import patching_bytes
 from patchkit.methods._node_options import Asked, NodeOptions, ask
-from patchkit.methods._pair_batch import PairBatch
+from patchkit.methods._pair_batch import PairBatch, first_difference
 from patchkit.methods._replacements import Replacement, replacement
 from patchkit.methods._set_rows import SetItem, lay_out, restarts, site_masks
 from patchkit.model import Dims, NodeGrid, PatchModel
 from patchkit.results.scores import Scores
 from patchkit.runtime import Cost, Journal, Progress, run_program
+from patchkit.runtime.batch_memory import CPU_FORWARD as CPU_FORWARD
+from patchkit.runtime.batch_memory import Shape, forward_tokens
 from patchkit.tracing.restart import BEHIND_ATTENTION, Swap, compute_base, run_swapped
 
 #: Nodes of one pair that are patched between two base runs: enough that the base runs are a small part of the work.
 NODES_AN_ITEM = 128
-#: Tokens of one patched forward on a CPU, where larger ones gain nothing and leave the caches.
-CPU_FORWARD = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +88,28 @@ class PatchSets:
         return self._by_item(items, pair_of, effects, work, base_metric, source_metric, batch)
 
     def cost(self, dims: Dims, items: Sequence[SetItem]) -> Cost:
-        """Token-forwards, from the layers and tokens that each set changes; that prompts differ is not known here."""
-        forwards, kept = 0.0, 0
-        for item in items:
-            where = self.grid.locate(item.nodes)
-            first = torch.tensor([min(tokens) for tokens in item.covered])[where.place]
-            layer = torch.full((item.sets,), dims.n_layers).scatter_reduce(0, item.owner, where.layer, "amin")
-            start = torch.full((item.sets,), item.tokens).scatter_reduce(0, item.owner, first, "amin")
-            share = (dims.n_layers - layer) / dims.n_layers
-            forwards += 2 * item.tokens + float((share * (item.tokens - start)).sum())
-            width = dims.n_layers * (dims.d_model + 2 * dims.n_kv_heads * dims.d_head)
-            kept += 4 * item.tokens * width
-        return Cost(forwards, kept)
+        """Token-forwards from the layers and tokens that each set changes, and the memory of rows that run together."""
+        unique, pair_of = _unique(items)
+        lengths = [item.tokens for item in unique]
+        shape = Shape.of(lengths)
+        cover = covering([item.covered for item in unique], lengths, shape.width)
+        unchanged = torch.zeros(len(unique)).long()
+        if self.replacement.causal:
+            first = [first_difference(item.pair) for item in unique]
+            unchanged = torch.tensor(first) + shape.width - torch.tensor(lengths)
+        rows = lay_out(self.grid, items, cover, pair_of, unchanged)
+        changing = rows.layer >= 0
+        above = 1 - rows.layer[changing] / dims.n_layers
+        work = float((above * (shape.width - rows.start[changing])).sum())
+        kept, passes = patching_bytes(
+            dims,
+            shape,
+            self.grid.sites(torch.cat([item.nodes for item in items])),
+            self.replacement.ablation,
+            restarts(rows, shape.width, forward_tokens(dims, self.max_batch_tokens)),
+            rows,
+        )
+        return Cost(2 * sum(lengths) + work, kept, passes)
 
     def _by_item(
         self,
@@ -121,15 +132,19 @@ class PatchSets:
         return {"effect": found, "base": base[of], "source": source[of], "work": paid}
 
 
-def _batch_of(model: PatchModel, items: Sequence[SetItem], direction: str) -> tuple[PairBatch, list[int]]:
+def _unique(items: Sequence[SetItem]) -> tuple[list[SetItem], list[int]]:
     """The items' pairs, each once, and for each item where its pair is."""
     first: dict[int, SetItem] = {}
     for item in items:
         first.setdefault(item.number, item)
     place = {number: index for index, number in enumerate(first)}
-    unique = list(first.values())
+    return list(first.values()), [place[item.number] for item in items]
+
+
+def _batch_of(model: PatchModel, items: Sequence[SetItem], direction: str) -> tuple[PairBatch, list[int]]:
+    unique, pair_of = _unique(items)
     batch = PairBatch.of(model, [i.pair for i in unique], [i.covered for i in unique], direction)
-    return batch, [place[item.number] for item in items]
+    return batch, pair_of
 
 
 def patch_nodes(

@@ -24,12 +24,14 @@ from torch import Tensor
 from patchkit.data import Metric, Pair, kl, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._node_gradients import NodeReduction
+from patchkit.methods._node_memory import attribution_bytes
 from patchkit.methods._node_options import NodeOptions, ask
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods._replacements import Replacement, replacement
 from patchkit.model import Dims, NodeGrid, PatchModel, Site
 from patchkit.results.scores import Scores
 from patchkit.runtime import Cost, Journal, Progress, run_program
+from patchkit.runtime.batch_memory import Shape
 from patchkit.tracing import capture
 from patchkit.tracing.gradients import reduce_gradients
 from patchkit.tracing.suffix import whole_mask
@@ -61,6 +63,10 @@ class Attribution:
     replacement: Replacement
     qk_fix: bool
     grad_drop: bool
+
+    @property
+    def backward(self) -> bool:
+        return True
 
     def tokens(self, item: PairItem) -> int:
         return len(item.pair.clean_ids)
@@ -108,8 +114,16 @@ class Attribution:
     def cost(self, dims: Dims, items: Sequence[PairItem]) -> Cost:
         """Two forwards and one backward a pair; GradDrop adds (L - 1) / 2 backwards; the QK fix scores of attention."""
         lengths = torch.tensor([self.tokens(item) for item in items])
-        kept = int(lengths.sum()) * len(self.sites) * dims.d_model * 4 * 2
-        return Cost(float(self._forwards(dims, lengths, lengths).sum()), kept)
+        kept, passes = attribution_bytes(
+            dims,
+            Shape.of(lengths.tolist()),
+            self.sites,
+            self.replacement.ablation,
+            len(self.grid.places),
+            self.qk_fix,
+            self.grad_drop,
+        )
+        return Cost(float(self._forwards(dims, lengths, lengths).sum()), kept, passes)
 
     def _work(self, dims: Dims, batch: PairBatch) -> Tensor:
         """Token-forwards of each pair as they were run."""

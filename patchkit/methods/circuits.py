@@ -22,15 +22,17 @@ from torch import Tensor
 
 from patchkit.data import Metric, Pair, read_places, resolve_metric
 from patchkit.errors import InputError
-from patchkit.methods._circuit_work import SENDERS_A_FORWARD, circuit_work, room, share_out
+from patchkit.methods._circuit_work import circuit_work, room, share_out
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._edge_replacement import EdgeReplacement, edge_replacement
+from patchkit.methods._edge_row_memory import circuits_bytes
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods.activation_patching import CPU_FORWARD
 from patchkit.model import Dims, PatchModel
 from patchkit.model.edges import EdgeGraph
 from patchkit.results.circuit import Circuit
 from patchkit.runtime import Cost, Journal, Progress, run_program
+from patchkit.runtime.batch_memory import Shape, forward_tokens
 from patchkit.tracing.circuit import CutRun, check_graph, circuit_logits, cut_run, run_both
 from patchkit.tracing.senders import capture_senders
 
@@ -103,9 +105,17 @@ class RunCircuits:
     def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
         """A base and a source run, and what each circuit computes."""
         lengths = torch.tensor([len(item.clean_ids) for item in items])
-        kept = max(room(edges, self.copies) for edges in self.circuits) * SENDERS_A_FORWARD * dims.d_model
-        kept += dims.n_layers * 4 * dims.d_model
-        return Cost(float(self._forwards(dims, lengths).sum()), int(4 * int(lengths.sum()) * kept))
+        shape = Shape.of(lengths.tolist())
+        rooms = [room(edges, self.copies) for edges in self.circuits]
+        senders = [int(edges.any(1).sum()) for edges in self.circuits]
+        most = max(1, forward_tokens(dims, self.max_batch_tokens) // shape.tokens)
+        groups = [
+            [senders[number] for number in group]
+            for group in share_out(rooms, self.max_batch_tokens / shape.tokens, most)
+        ]
+        together = self.replacement.ablation == "resample"
+        kept, passes = circuits_bytes(dims, self.graph, shape, groups, self.copies, together)
+        return Cost(float(self._forwards(dims, lengths).sum()), kept, passes)
 
     def _forwards(self, dims: Dims, lengths: Int[Tensor, " items"]) -> Float[Tensor, " items"]:
         """Token-forwards of prompts that run so many tokens."""

@@ -44,6 +44,7 @@ from patchkit.results.convention import Convention
 from patchkit.results.edge_scores import EdgeMethod, EdgeScores
 from patchkit.results.query_heads import native_receivers
 from patchkit.runtime import Cost, Journal, Progress, run_program
+from patchkit.runtime.batch_memory import forward_tokens
 
 EdgeMethodName = Literal["eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "ifr"]
 EDGE_METHODS: tuple[EdgeMethodName, ...] = (
@@ -82,6 +83,10 @@ class EdgeAttribution:
         return frozenset(
             f"{what}.{graph}" for what in ("signed", "magnitude") for graph in ("native", "by_query")
         )
+
+    @property
+    def backward(self) -> bool:
+        return self.method.name != "ifr"
 
     def tokens(self, item: PairItem) -> int:
         """Counts the rows of a sender's path, which are run together."""
@@ -125,7 +130,8 @@ class EdgeAttribution:
     def cost(self, dims: Dims, items: Sequence[PairItem]) -> Cost:
         """See `_edge_cost.py`."""
         lengths = [len(item.pair.clean_ids) for item in items]
-        return attribution_cost(dims, lengths, self.method, self.by_query)
+        at_once = forward_tokens(dims, self.max_batch_tokens)
+        return attribution_cost(dims, lengths, self.method, self.by_query, at_once)
 
     def _work(self, batch: EdgeBatch) -> Tensor:
         """Token-forwards of each pair as they were run."""

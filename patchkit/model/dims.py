@@ -33,6 +33,7 @@ class Dims:
     gated: bool = dataclasses.field(default=True, compare=False)
     eager: bool = dataclasses.field(default=False, compare=False)
     itemsize: int = dataclasses.field(default=4, compare=False)
+    on_cpu: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def group(self) -> int:
@@ -132,6 +133,7 @@ def read_dims(module: nn.Module, config: Any, arch: Architecture) -> Dims:
         gated=_is_gated(blocks[0], arch),
         eager=getattr(config, "_attn_implementation", None) == "eager",
         itemsize=next(module.parameters()).element_size(),
+        on_cpu=next(module.parameters()).device.type == "cpu",
     )
 
 

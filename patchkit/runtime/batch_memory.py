@@ -17,18 +17,13 @@ from patchkit.runtime.program import Batched, Differentiating
 CPU_FORWARD = 1024
 
 
-def batch_bytes(
-    program: Batched[Any], dims: Dims, itemsize: int, items: Sequence[Any], *, on_cpu: bool = False
-) -> int:
+def batch_bytes(program: Batched[Any], dims: Dims, itemsize: int, items: Sequence[Any]) -> int:
     """Bytes of one batch of these items at its peak, without the weights.
 
     Args:
+        program: or what a session opens.
         itemsize: bytes of one number in the model's dtype.
-        on_cpu: whether the model is on the CPU, where Programs run patched rows in smaller forwards.
     """
-    if on_cpu and hasattr(program, "max_batch_tokens"):
-        held: Any = program
-        program = replace(held, max_batch_tokens=min(held.max_batch_tokens, CPU_FORWARD))
     dims = replace(dims, itemsize=itemsize)
     cost = program.cost(dims, items)
     if cost.passes is not None:
@@ -36,6 +31,11 @@ def batch_bytes(
     lengths = [program.tokens(item) for item in items]
     backward = isinstance(program, Differentiating) and program.backward
     return cost.bytes + pass_bytes(dims, Shape.of(lengths), backward=backward)
+
+
+def forward_tokens(dims: Dims, max_batch_tokens: int) -> int:
+    """Tokens of one forward that a Program fills with patched rows."""
+    return min(max_batch_tokens, CPU_FORWARD) if dims.on_cpu else max_batch_tokens
 
 
 @dataclass(frozen=True)
