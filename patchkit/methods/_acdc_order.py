@@ -52,7 +52,6 @@ def senders_in_order(graph: EdgeGraph, receiver: int, sizes: Float[Tensor, " sen
     return latest.tolist()
 
 
-@torch.no_grad()
 def squared_sizes(
     model: PatchModel, graph: EdgeGraph, own: Senders, other: Senders, mask: Tensor
 ) -> Float[Tensor, " senders"]:
@@ -61,14 +60,17 @@ def squared_sizes(
     Args:
         mask: of the batch's prompts, `[pairs, width]`; 0 on padding.
     """
-    sizes = torch.zeros(graph.n_senders, dtype=torch.float64)
+    with torch.no_grad():
+        sizes = torch.zeros(graph.n_senders, dtype=torch.float64)
 
-    def size(change: Tensor) -> Tensor:
-        real = mask.to(change.device).bool()
-        return change[real].double().square().sum((0, -1)).cpu()
+        def size(change: Tensor) -> Tensor:
+            real = mask.to(change.device).bool()
+            return change[real].double().square().sum((0, -1)).cpu()
 
-    sizes[0] = size(other.input - own.input)
-    for layer in range(graph.n_layers):
-        sizes[graph.heads(layer)] = size(contributions(model, layer, own.heads[layer], other.heads[layer]))
-        sizes[graph.mlp_sender(layer)] = size(other.mlps[layer] - own.mlps[layer])
-    return sizes
+        sizes[0] = size(other.input - own.input)
+        for layer in range(graph.n_layers):
+            sizes[graph.heads(layer)] = size(
+                contributions(model, layer, own.heads[layer], other.heads[layer])
+            )
+            sizes[graph.mlp_sender(layer)] = size(other.mlps[layer] - own.mlps[layer])
+        return sizes

@@ -132,10 +132,10 @@ def pad_front(value: Tensor, width: int) -> Tensor:
     return torch.cat([value.new_zeros(value.shape[0], missing, *value.shape[2:]), value], dim=1)
 
 
-@torch.no_grad()
 def _embedded(model: PatchModel, batch: PairBatch, base: BaseRun) -> Tensor:
-    path = model.arch.position_embed
-    if path is None:
-        return base.streams[0]
-    placed = attrgetter(path)(model.hf)(batch.base.position_ids)
-    return base.streams[0] - placed.to(base.streams[0].device)
+    with torch.no_grad():
+        path = model.arch.position_embed
+        if path is None:
+            return base.streams[0]
+        placed = attrgetter(path)(model.hf)(batch.base.position_ids)
+        return base.streams[0] - placed.to(base.streams[0].device)

@@ -93,39 +93,39 @@ class EdgeAttribution:
         paths = self.method.name == "eap-ig-activations" and self.method.rule == "midpoint"
         return len(item.pair.clean_ids) * ((self.method.steps or 1) if paths else 1)
 
-    @torch.no_grad()
     def run(self, model: PatchModel, items: Sequence[PairItem]) -> dict[str, Tensor]:
-        pairs = PairBatch.of(model, [i.pair for i in items], [i.covered for i in items], self.direction)
-        if self.replacement.causal and self.method.name != "ifr":
-            # Routes are looked for at every token.
-            pairs = pairs.behind_prefix(model)
-        graph = EdgeGraph.of(model.dims, by_query_head=self.by_query)
-        batch = EdgeBatch(model, graph, pairs, resolve_metric(self.metric), self.replacement)
-        sums = EdgeSums(EdgeGraph.of(model.dims), graph, self.keep_pairs)
-        name, steps = self.method.name, self.method.steps or 1
-        if self.method.qk_fix or self.method.grad_drop:
-            found = corrected(batch, self.method.qk_fix, self.method.grad_drop)
-            self._add(batch, sums, 0, found.signed, found.magnitude)
-            base, source = found.base, found.source
-        elif name == "ifr":
-            scores, base, source = flow_scores(batch)
-            self._add(batch, sums, 0, scores)
-        elif name == "eap-ig-activations":
-            on_cpu = model.embed_device.type == "cpu"
-            at_once = min(self.max_batch_tokens, CPU_FORWARD) if on_cpu else self.max_batch_tokens
-            rows = at_once // pairs.base.width
-            midpoint = self.method.rule == "midpoint"
-            scores, base, source = (
-                along_senders(batch, steps, rows) if midpoint else along_sites(batch, steps)
-            )
-            self._add(batch, sums, 0, scores)
-        else:
-            made = self._integrated(batch, steps)
-            changes = SenderChanges(model, graph, made.own, made.other, batch.real)
-            for rows, scores in edge_products(changes, made.vectors, pairs.cover):
-                self._add(batch, sums, rows.start, scores)
-            base, source = made.base, made.source
-        return {**sums.tensors(), "base": base, "source": source, "work": self._work(batch)}
+        with torch.no_grad():
+            pairs = PairBatch.of(model, [i.pair for i in items], [i.covered for i in items], self.direction)
+            if self.replacement.causal and self.method.name != "ifr":
+                # Routes are looked for at every token.
+                pairs = pairs.behind_prefix(model)
+            graph = EdgeGraph.of(model.dims, by_query_head=self.by_query)
+            batch = EdgeBatch(model, graph, pairs, resolve_metric(self.metric), self.replacement)
+            sums = EdgeSums(EdgeGraph.of(model.dims), graph, self.keep_pairs)
+            name, steps = self.method.name, self.method.steps or 1
+            if self.method.qk_fix or self.method.grad_drop:
+                found = corrected(batch, self.method.qk_fix, self.method.grad_drop)
+                self._add(batch, sums, 0, found.signed, found.magnitude)
+                base, source = found.base, found.source
+            elif name == "ifr":
+                scores, base, source = flow_scores(batch)
+                self._add(batch, sums, 0, scores)
+            elif name == "eap-ig-activations":
+                on_cpu = model.embed_device.type == "cpu"
+                at_once = min(self.max_batch_tokens, CPU_FORWARD) if on_cpu else self.max_batch_tokens
+                rows = at_once // pairs.base.width
+                midpoint = self.method.rule == "midpoint"
+                scores, base, source = (
+                    along_senders(batch, steps, rows) if midpoint else along_sites(batch, steps)
+                )
+                self._add(batch, sums, 0, scores)
+            else:
+                made = self._integrated(batch, steps)
+                changes = SenderChanges(model, graph, made.own, made.other, batch.real)
+                for rows, scores in edge_products(changes, made.vectors, pairs.cover):
+                    self._add(batch, sums, rows.start, scores)
+                base, source = made.base, made.source
+            return {**sums.tensors(), "base": base, "source": source, "work": self._work(batch)}
 
     def cost(self, dims: Dims, items: Sequence[PairItem]) -> Cost:
         """See `_edge_cost.py`."""

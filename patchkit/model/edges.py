@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.model.dims import Dims
+from patchkit.model.once import once
 
 # As names are written: each node has one, without zeros in front.
 _NUMBER = "0|[1-9][0-9]{0,8}"
@@ -103,7 +103,7 @@ class EdgeGraph:
         """The layer of a sender; -1 for the input."""
         return (sender - 1) // (self.n_heads + 1) if sender else -1
 
-    @cached_property
+    @once
     def senders(self) -> tuple[str, ...]:
         """Names of all senders."""
         return tuple(self.sender_name(sender) for sender in range(self.n_senders))
@@ -163,7 +163,7 @@ class EdgeGraph:
         """The layer of a receiver; `n_layers` for the logits."""
         return receiver // self.receivers_a_layer
 
-    @cached_property
+    @once
     def receivers(self) -> tuple[str, ...]:
         """Names of all receivers."""
         return tuple(self.receiver_name(receiver) for receiver in range(self.n_receivers))
@@ -190,7 +190,7 @@ class EdgeGraph:
 
     # Edges.
 
-    @cached_property
+    @once
     def upstream(self) -> Int[Tensor, " receivers"]:
         """How many senders, from the first, each receiver has."""
         counts = []
@@ -200,7 +200,7 @@ class EdgeGraph:
             counts.append(before if self.parallel else before + self.n_heads)
         return torch.tensor([*counts, self.n_senders])
 
-    @cached_property
+    @once
     def real(self) -> Bool[Tensor, "senders receivers"]:
         """Which edges exist."""
         return torch.arange(self.n_senders)[:, None] < self.upstream
@@ -231,7 +231,7 @@ class EdgeGraph:
             mask[self.find_edge(name)] = True
         return mask
 
-    @cached_property
+    @once
     def owner(self) -> Bool[Tensor, "senders receivers"]:
         """Which receivers are inputs of which sender: a head's query, its KV head's key and value, an MLP's own.
 

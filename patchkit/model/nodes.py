@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from math import prod
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.model.dims import Dims
+from patchkit.model.once import once
 from patchkit.model.sites import KINDS, Site, check_site, node_name, parse_node
 
 
@@ -96,11 +96,11 @@ class NodeGrid:
         """The number of the kind's first node."""
         return int(self._starts[self.kinds.index(kind)])
 
-    @cached_property
+    @once
     def _starts(self) -> Tensor:
         return torch.tensor([0, *accumulate(self.size(kind) for kind in self.kinds)])
 
-    @cached_property
+    @once
     def _units(self) -> Tensor:
         return torch.tensor([self.units(kind) for kind in self.kinds])
 

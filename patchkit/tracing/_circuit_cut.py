@@ -51,7 +51,6 @@ class CutRun:
     placed: bool
 
 
-@torch.no_grad()
 def cut_run(model: PatchModel, batch: Batch, own: Senders, other: Senders) -> CutRun:
     """The run in which every edge is cut, from what senders carry then.
 
@@ -59,20 +58,21 @@ def cut_run(model: PatchModel, batch: Batch, own: Senders, other: Senders) -> Cu
         batch: the base prompts.
         own: senders of the base runs.
     """
-    stream = other.input.to(torch.promote_types(other.input.dtype, torch.float32))
-    before, between, sums = [stream], [], []
-    for layer in range(model.dims.n_layers):
-        added = heads_sum(model, layer, other.heads[layer])
-        norm = model.attention_post_norm(layer)
-        if norm is not None:
-            sums.append(added)
-            added = norm(added)
-        added = added.to(stream)
-        between.append(stream if model.dims.parallel else stream + added)
-        stream = stream + added + other.mlps[layer].to(stream)
-        before.append(stream)
-    batch = batch.to(model.embed_device)
-    return CutRun(batch, own.input, other, tuple(before), tuple(between), tuple(sums), placed=False)
+    with torch.no_grad():
+        stream = other.input.to(torch.promote_types(other.input.dtype, torch.float32))
+        before, between, sums = [stream], [], []
+        for layer in range(model.dims.n_layers):
+            added = heads_sum(model, layer, other.heads[layer])
+            norm = model.attention_post_norm(layer)
+            if norm is not None:
+                sums.append(added)
+                added = norm(added)
+            added = added.to(stream)
+            between.append(stream if model.dims.parallel else stream + added)
+            stream = stream + added + other.mlps[layer].to(stream)
+            before.append(stream)
+        batch = batch.to(model.embed_device)
+        return CutRun(batch, own.input, other, tuple(before), tuple(between), tuple(sums), placed=False)
 
 
 def run_both(
@@ -133,7 +133,6 @@ class Start:
     differences: Float[Tensor, "tokens rows d_model"]
 
 
-@torch.no_grad()
 def start_at(model: PatchModel, own: Senders, other: Senders, graph: EdgeGraph, known: int) -> Start:
     """A start behind the first `known` senders.
 
@@ -144,16 +143,19 @@ def start_at(model: PatchModel, own: Senders, other: Senders, graph: EdgeGraph, 
     Raises:
         InputError: a start in the middle of a layer's heads.
     """
-    starts = [1 + layer * (graph.n_heads + 1) for layer in range(graph.n_layers + 1)]
-    if known not in starts and known - graph.n_heads not in starts[:-1]:
-        raise InputError(f"circuits start at a layer or at its MLP; sender {known} is the first of neither")
-    rows = [torch.zeros_like(own.input)[:, :, None], (own.input - other.input)[:, :, None]]
-    for layer in range(graph.n_layers):
-        if known > graph.heads(layer).start:
-            rows.append(head_outputs(model, layer, own.heads[layer] - other.heads[layer]))
-        if known > graph.mlp_sender(layer):
-            rows.append((own.mlps[layer] - other.mlps[layer])[:, :, None])
-    return Start(known, torch.cat([row.to(own.input) for row in rows], dim=2).flatten(0, 1))
+    with torch.no_grad():
+        starts = [1 + layer * (graph.n_heads + 1) for layer in range(graph.n_layers + 1)]
+        if known not in starts and known - graph.n_heads not in starts[:-1]:
+            raise InputError(
+                f"circuits start at a layer or at its MLP; sender {known} is the first of neither"
+            )
+        rows = [torch.zeros_like(own.input)[:, :, None], (own.input - other.input)[:, :, None]]
+        for layer in range(graph.n_layers):
+            if known > graph.heads(layer).start:
+                rows.append(head_outputs(model, layer, own.heads[layer] - other.heads[layer]))
+            if known > graph.mlp_sender(layer):
+                rows.append((own.mlps[layer] - other.mlps[layer])[:, :, None])
+        return Start(known, torch.cat([row.to(own.input) for row in rows], dim=2).flatten(0, 1))
 
 
 def first_receiver(graph: EdgeGraph, known: int) -> int:
