@@ -95,6 +95,10 @@ class Group:
         """Adds to a counter, and gives its value after that."""
         return self._call(self._store.add, key, amount)
 
+    def claim(self, key: str) -> int:
+        """The rank that has claimed a key: this one, unless another was first."""
+        return int(self._call(self._store.compare_set, key, "", str(self.rank)))
+
     def wait(self, ready: Callable[[], bool], seconds: float | None = None) -> bool:
         """Looks until `ready()`, ever less often; False when the time is over."""
         begun = time.monotonic()

@@ -1,7 +1,8 @@
 """What the processes of a group say to each other: work, claims on its batches, and what the batches gave.
 
     message/M     the M-th thing the main process says: work to open, a step to run on it, the end
-    run/R/claim/B who adds the first to this counter runs batch B of run R
+    heard/P       how many of these process P has heard
+    run/R/claim/B the process that runs batch B of run R: who writes it first
     run/R/part/K  the K-th batch that came back
 
 Programs and items travel pickled, within the group alone: they are this program's own objects, and no file. Numbers come
@@ -21,6 +22,9 @@ import safetensors.torch
 from torch import Tensor
 
 from patchkit.runtime.processes import Group
+
+#: Seconds between two looks whether this process has been given up.
+_LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,35 +97,54 @@ class Part:
 def say(group: Group, number: int, message: Any) -> None:
     """The main process's next message to all others."""
     group.put(f"message/{number}", pickle.dumps(message))
+    group.count("said")
 
 
 def hear(group: Group, number: int) -> Any:
     """Waits for the message of this number and says that it was heard."""
-    group.wait(lambda: group.has(f"message/{number}"))
+    while not group.wait(lambda: group.has(f"message/{number}"), _LOOK_SECONDS):
+        # Messages are not kept for a process that was silent for so long that it counts as dead.
+        if group.count("said", 0) > number and not group.has(f"message/{number}"):
+            return End()
     message = pickle.loads(group.read(f"message/{number}"))
-    group.count(f"heard/{number}")
+    group.count(f"heard/{group.rank}")
     return message
 
 
 class Speaker:
-    """The main process's messages, in order; those that all have heard are taken off the store."""
+    """The main process's messages, in order.
+
+    Once all others have heard the one after it, a message is taken off the store, and what is left of its run as well.
+    """
 
     def __init__(self, group: Group) -> None:
-        self._group, self._next, self._kept = group, 0, list[int]()
+        self._group, self._next, self._kept = group, 0, list[RunStep | None]()
 
-    def say(self, message: Any) -> None:
+    def say(self, message: Any) -> int:
+        """Says it; how many messages there have been."""
         say(self._group, self._next, message)
-        self._kept.append(self._next)
+        self._kept.append(message if isinstance(message, RunStep) else None)
         self._next += 1
-        self._forget()
+        heard = min(
+            (self._group.count(f"heard/{rank}", 0) for rank in self._group.others), default=self._next
+        )
+        first = self._next - len(self._kept)
+        for number in range(first, heard - 1):
+            self._group.drop(f"message/{number}")
+            if (step := self._kept.pop(0)) is not None:
+                _forget(self._group, step.number, len(step.batches))
+        return self._next
 
-    def _forget(self) -> None:
-        while len(self._kept) > 1 and self._group.count(f"heard/{self._kept[0]}", 0) >= len(
-            self._group.others
-        ):
-            heard = self._kept.pop(0)
-            self._group.drop(f"message/{heard}")
-            self._group.drop(f"heard/{heard}")
+
+def _forget(group: Group, run: int, batches: int) -> None:
+    """Takes a run off the store that no process has a part in any more."""
+    for batch in range(batches):
+        group.drop(f"run/{run}/claim/{batch}")
+    # Parts that came when they were not wanted any more.
+    for number in range(1, group.count(f"run/{run}/parts", 0) + 1):
+        group.drop(f"run/{run}/part/{number}")
+    group.drop(f"run/{run}/parts")
+    group.drop(f"run/{run}/closed")
 
 
 _SPEAKERS: dict[int, Speaker] = {}
@@ -132,23 +155,21 @@ def speaker(group: Group) -> Speaker:
     return _SPEAKERS.setdefault(id(group), Speaker(group))
 
 
-def say_end(group: Group) -> None:
-    """Sends the other processes home."""
-    speaker(group).say(End())
+def say_end(group: Group, seconds: float = 0.0) -> None:
+    """Sends the other processes home, and gives them so long to hear it: the store may end with this process."""
+    said = speaker(group).say(End())
     _SPEAKERS.pop(id(group), None)
+    group.wait(lambda: all(group.count(f"heard/{rank}", 0) >= said for rank in group.others), seconds)
 
 
 def claim(group: Group, run: int, batch: int) -> bool:
     """Whether this process is the one that runs a batch."""
-    if group.count(f"run/{run}/claim/{batch}") > 1:
-        return False
-    group.put(f"run/{run}/by/{batch}", str(group.rank).encode())
-    return True
+    return group.claim(f"run/{run}/claim/{batch}") == group.rank
 
 
 def claimed_by(group: Group, run: int, batch: int) -> int | None:
-    """The process that runs a batch, if it has said so."""
-    key = f"run/{run}/by/{batch}"
+    """The process that runs a batch, if one does."""
+    key = f"run/{run}/claim/{batch}"
     return int(group.read(key)) if group.has(key) else None
 
 
@@ -184,10 +205,8 @@ class Inbox:
         return found
 
 
-def clear(group: Group, run: int, batches: int) -> None:
-    """Takes a finished run off the store; claims stay taken until all have heard of it, so that none is run again."""
-    for batch in range(batches):
-        group.drop(f"run/{run}/by/{batch}")
+def close(group: Group, run: int) -> None:
+    """Says that a run is over."""
     group.put(f"run/{run}/closed", b"1")
 
 

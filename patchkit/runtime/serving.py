@@ -47,7 +47,7 @@ class _Worker:
             case Prepare():
                 try:
                     self._open(message.opening)
-                except PatchkitError:
+                except Exception:
                     # Said when it is needed, to the main process.
                     self.model = None
             case OpenWork():

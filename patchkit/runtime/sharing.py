@@ -13,7 +13,7 @@ from typing import Any
 
 from patchkit.runtime.execution import current_execution
 from patchkit.runtime.processes import Group
-from patchkit.runtime.queue import Inbox, Part, Prepare, RunStep, claim, claimed_by, clear, closed, speaker
+from patchkit.runtime.queue import Inbox, Part, Prepare, RunStep, claim, claimed_by, close, closed, speaker
 from patchkit.runtime.work import BatchRunner, raise_error
 
 #: Seconds between two looks at who is alive.
@@ -72,7 +72,7 @@ def shared_parts(
             yield from main.rescue()
     finally:
         # Also when this run is left by an exception: the others stop after the batch in hand.
-        clear(group, run, len(batches))
+        close(group, run)
 
 
 class _Main:
