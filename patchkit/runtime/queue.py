@@ -187,8 +187,10 @@ class Inbox:
         self._announced, self._missing = 0, set[int]()
 
     def waiting(self) -> bool:
-        """Whether a part has been announced since the last look."""
-        return self._group.count(f"run/{self._run}/parts", 0) > self._announced
+        """Whether a part has been announced since the last look, or one that was announced has come."""
+        if self._group.count(f"run/{self._run}/parts", 0) > self._announced:
+            return True
+        return any(self._group.has(f"run/{self._run}/part/{number}") for number in self._missing)
 
     def collect(self) -> list[Part]:
         """The parts that have come since the last look."""
