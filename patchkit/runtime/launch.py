@@ -56,7 +56,7 @@ def joined_processes(gpus_per_replica: int = 1) -> Iterator[Group]:
         if group.is_main:
             # When the store is gone there is nobody left to tell.
             with suppress(RunError):
-                say_end(group)
+                say_end(group, _SECONDS_TO_END)
         group.close()
 
 
