@@ -39,7 +39,7 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise _write_failure(path, len(payload), error) from error
+        raise write_failure(path, len(payload), error) from error
 
 
 def remove(path: Path | str) -> None:
@@ -51,10 +51,11 @@ def remove(path: Path | str) -> None:
         # What will be written beside it says so better.
         return
     except OSError as error:
-        raise _write_failure(path, 0, error) from error
+        raise write_failure(path, 0, error) from error
 
 
-def _write_failure(path: Path, size: int, error: OSError) -> RunError:
+def write_failure(path: Path, size: int, error: OSError) -> RunError:
+    """What to say where so many bytes could not be written to a path."""
     if error.errno in _DISK_FULL:
         what = f"no space left for {size:,} bytes ({error.strerror})"
         fix = "Free some space or give another --out directory"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +45,21 @@ def open_model(name: str, shared: RunOptions) -> PatchModel:
 
 
 def begin(run: RunDir, models: Sequence[PatchModel], seed: int, **fields: Any) -> None:
-    """Notes the models, and what the numbers will mean, before the work."""
+    """Notes the models, and what the numbers will mean, before the work.
+
+    Raises:
+        InputError: the run that is gone on with is one of another model.
+    """
     from patchkit.results.manifest import ModelRef
 
     reference = ModelRef(
         id=", ".join(model.name for model in models),
         revision=models[0].revision if len(models) == 1 else None,
         fingerprint=", ".join(model.fingerprint() for model in models),
+        content=", ".join(model.content_key() for model in models),
     )
-    run.record(model=reference, seed=seed, **fields)
+    run.record_model(reference)
+    run.record(seed=seed, **fields)
 
 
 def counted(used: int, left_out: Sequence[LeftOut], excluded: int = 0) -> PairCounts:
@@ -66,13 +71,9 @@ def counted(used: int, left_out: Sequence[LeftOut], excluded: int = 0) -> PairCo
 
 
 def end(run: RunDir, quiet: bool, show: Callable[[], None], pairs: PairCounts, **fields: Any) -> None:
-    """The last fields of the manifest, the report, what `show` prints, what failed, and the report's path.
-
-    What is in the checkpoint is in the results now.
-    """
+    """The last fields of the manifest, the report, what `show` prints, what failed, and the report's path."""
     from patchkit.report import write_report
 
-    shutil.rmtree(run.checkpoint, ignore_errors=True)
     run.record(pairs=pairs, **fields)
     page = write_report(run.path)
     show()

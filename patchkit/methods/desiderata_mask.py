@@ -218,7 +218,7 @@ def _what_paths_depend_on(model: PatchModel, triples: Sequence[Triple], options:
         options.seeds[0],
     )
     data = [replace(triple, meta={}, where="") for triple in triples]
-    return repr((model.name, model.revision, model.fingerprint(), how, data))
+    return repr((model.content_key(), how, data))
 
 
 def _prepare(

@@ -16,88 +16,24 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from patchkit.errors import InputError, RunError
 from patchkit.reading import exists
+from patchkit.results._manifest_fields import Failure as Failure
+from patchkit.results._manifest_fields import InputFile as InputFile
+from patchkit.results._manifest_fields import Manifest as Manifest
+from patchkit.results._manifest_fields import ModelRef as ModelRef
+from patchkit.results._manifest_fields import PairCounts as PairCounts
+from patchkit.results._run_lock import RunLock
+from patchkit.results._same_run import PLACE_OPTIONS as PLACE_OPTIONS
+from patchkit.results._same_run import require_same, require_same_model, taken
 from patchkit.results.formats import read_model, write_model
 
 MANIFEST = "manifest.json"
-#: Where a run keeps what is finished of it, until it is done.
-CHECKPOINT = "checkpoint"
+#: Where a run keeps what is finished of it, until all of it is in the results.
+CHECKPOINT = "journal"
 PACKAGES = ("patchkit", "nnsight", "torch", "transformers")
-
-#: Options that change where or how loudly a run goes on, never its numbers.
-PLACE_OPTIONS = frozenset(
-    {"out", "resume", "quiet", "backend", "num_processes", "gpus_per_replica", "max_failures"}
-)
-# What a resumed run may differ in: batches of another size give the same numbers, and may be why it is resumed.
-_FREE_OPTIONS = PLACE_OPTIONS | {"max_batch_tokens"}
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelRef(_Frozen):
-    """Which model a run used; of several, what is said of each is joined by commas."""
-
-    id: str = Field(description="embedded name, directory or hub name, as given")
-    revision: str | None = Field(default=None, description="hub commit, when the model came from the hub")
-    fingerprint: str = Field(description="hash of the weights' metadata: names, shapes, dtypes, sizes")
-
-
-class InputFile(_Frozen):
-    """A file that the command read, so that a rerun can tell whether it is still the same."""
-
-    path: str = Field(description="absolute")
-    sha256: str
-
-
-class Failure(_Frozen):
-    """One pair that gave no number, and why."""
-
-    id: str
-    reason: str
-
-
-class PairCounts(_Frozen):
-    """How many pairs (or triples) there were, how many gave numbers, and what became of the others."""
-
-    total: int = Field(ge=0)
-    used: int = Field(ge=0)
-    failures: list[Failure] = Field(default_factory=list)
-
-
-class Manifest(_Frozen):
-    """manifest.json: everything that is needed to read a run's numbers, and to get them again."""
-
-    schema_version: int = 1
-    command: str = Field(description="name of the command, e.g. mask")
-    options: dict[str, Any] = Field(description="every option with its value, defaults included")
-    inputs: dict[str, InputFile] = Field(default_factory=dict, description="option -> the file it named")
-    directory: str = Field(description="working directory, against which relative paths in options are read")
-    started: str = Field(description="UTC, ISO 8601")
-    status: Literal["running", "done", "interrupted", "failed"] = "running"
-    error: str | None = Field(default=None, description="why it failed")
-    versions: dict[str, str]
-    model: ModelRef | None = None
-    seed: int | None = None
-    metric: str | None = None
-    direction: Literal["denoise", "noise"] | None = None
-    sign: str = Field(
-        default="effect = metric(base run with the source's activation put in) - metric(base run)",
-        description="what a positive number means",
-    )
-    ablation: str | None = None
-    axes: dict[str, list[str]] = Field(default_factory=dict, description="tensor -> names of its axes")
-    base_metric: float | None = Field(default=None, description="mean over pairs")
-    source_metric: float | None = Field(default=None, description="mean over pairs")
-    cost: float | None = Field(default=None, description="paid, in forward-equivalents of the base batch")
-    seconds: float = Field(default=0.0, ge=0, description="wall time, summed over the times it was resumed")
-    pairs: PairCounts | None = None
 
 
 @dataclass
@@ -115,16 +51,34 @@ class RunDir:
     #: Directories that were not there before, this one first.
     created: tuple[Path, ...]
     _clock: float = field(default_factory=time.monotonic)
+    _lock: RunLock | None = field(default=None, repr=False)
+    #: As a resumed run's was before this attempt, and whether it is put back since this is no attempt at that run.
+    _found: Manifest | None = field(default=None, repr=False)
+    _refused: bool = False
 
     @property
     def done(self) -> bool:
-        """True when this run was already complete before it was resumed."""
-        return self.resumed and self.manifest.status == "done"
+        """True when this run was already complete before it was resumed. Pairs that failed are tried again."""
+        return self.resumed and self.manifest.complete
 
     @property
     def checkpoint(self) -> Path:
         """Where what is finished of the run is kept until it is done; not there yet in a new run."""
         return self.path / CHECKPOINT
+
+    def record_model(self, model: ModelRef) -> None:
+        """Notes the model, before the work.
+
+        Raises:
+            InputError: the run that is gone on with is one of another model.
+        """
+        if self._found is not None:
+            try:
+                require_same_model(self.path, self._found, model)
+            except InputError:
+                self._refused = True
+                raise
+        self.record(model=model)
 
     def record(self, **fields: Any) -> Manifest:
         """Sets fields of the manifest and writes it. Unknown fields or wrong types raise pydantic's error."""
@@ -136,17 +90,54 @@ class RunDir:
         return manifest
 
     def __enter__(self) -> RunDir:
-        if not self.done:
-            self.record(status="running", error=None)
+        if self.done:
+            return self
+        self._lock = RunLock(self.path)
+        try:
+            self._look_again()
+            if not self.done:
+                self.record(status="running", error=None)
+                return self
+        except BaseException:
+            self._unlock()
+            raise
+        self._unlock()
         return self
+
+    def _look_again(self) -> None:
+        """Sees what another process did between the first look and the lock."""
+        if self.resumed:
+            self._found = self.manifest = read_manifest(self.path)
+        elif MANIFEST in _entries(self.path):
+            raise taken(self.path, read_manifest(self.path))
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.done:
+        if self._lock is None:
             return
+        try:
+            self._close(kind, error)
+        finally:
+            self._unlock()
+        if kind is not None and issubclass(kind, InputError):
+            for directory in self.created:
+                if any(directory.iterdir()):
+                    break
+                directory.rmdir()
+
+    def _close(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        """Writes how the run ended."""
         if kind is None:
             self.record(status="done")
+            # All of it is in the results now, but for pairs that failed, which may be tried again.
+            if self.manifest.complete:
+                shutil.rmtree(self.checkpoint, ignore_errors=True)
             return
         if (
             not self.resumed
@@ -155,14 +146,13 @@ class RunDir:
         ):
             shutil.rmtree(self.checkpoint, ignore_errors=True)
             (self.path / MANIFEST).unlink()
-            for directory in self.created:
-                if any(directory.iterdir()):
-                    break
-                directory.rmdir()
             return
         interrupted = issubclass(kind, KeyboardInterrupt)
         # When the disk is full the manifest cannot be written either; the first error is the one to show.
         with suppress(RunError):
+            if self._refused and self._found is not None:
+                write_model(self.path / MANIFEST, self._found)
+                return
             self.record(
                 status="interrupted" if interrupted else "failed",
                 error=None if interrupted else f"{kind.__name__}: {error}",
@@ -183,11 +173,8 @@ def open_run_dir(path: Path | str, command: str, options: Mapping[str, Any], res
     if MANIFEST in existing:
         found = read_manifest(path)
         if not resume:
-            raise InputError(
-                f"{path} already holds a run: {_name(found)}. "
-                "Choose another --out directory, or give --resume to go on with that run."
-            )
-        _require_same(path, found, manifest)
+            raise taken(path, found)
+        require_same(path, found, manifest)
         return RunDir(path, found, resumed=True, created=())
     if existing:
         shown = ", ".join(existing[:3]) + (", ..." if len(existing) > 3 else "")
@@ -264,35 +251,3 @@ def _entries(path: Path) -> list[str]:
         raise InputError(
             f"{path}: cannot be looked into: {error.strerror}. Check its permissions."
         ) from error
-
-
-def _name(manifest: Manifest) -> str:
-    return f"`patchkit {manifest.command}`, started {manifest.started}, {manifest.status}"
-
-
-def _require_same(path: Path, found: Manifest, wanted: Manifest) -> None:
-    differences = []
-    if found.command != wanted.command:
-        differences.append(f"command {found.command!r} there, {wanted.command!r} here")
-    else:
-        differences += _differences("--{}", found.options, wanted.options)
-        differences += _differences("content of --{}", _hashes(found), _hashes(wanted))
-        differences += _differences("version of {}", found.versions, wanted.versions)
-    if differences:
-        raise InputError(
-            f"{path} holds another run ({_name(found)}), which --resume cannot go on with: "
-            f"{'; '.join(differences)}. Give the same options, or another --out directory."
-        )
-
-
-def _hashes(manifest: Manifest) -> dict[str, str]:
-    return {name: file.sha256[:12] for name, file in manifest.inputs.items()}
-
-
-def _differences(label: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    names = sorted((there.keys() | here.keys()) - _FREE_OPTIONS)
-    return [
-        f"{label.format(name.replace('_', '-'))} {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in names
-        if there.get(name) != here.get(name)
-    ]

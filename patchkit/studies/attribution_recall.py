@@ -69,7 +69,7 @@ def run_recall(
 ) -> RecallStudy:
     """Runs the study and writes `recall.json` into `out`; the report is made from it.
 
-    A study that was interrupted goes on after the settings that were finished in `out/checkpoint`.
+    A study that was interrupted goes on after the settings that were finished in `out/journal`.
 
     Raises:
         InputError: a model without a tokenizer, or with one that speaks no task's language.
@@ -120,7 +120,7 @@ def _measured(cell: Cell, options: RecallOptions, file: Path) -> RecallSetting:
     Raises:
         InputError: the file is of a study with other options.
     """
-    run = f"{cell.model.name} {cell.material} {cell.evidence} {cell.node_class} {options}"
+    run = f"{cell.model.content_key()} {cell.material} {cell.evidence} {cell.node_class} {options}"
     if file.is_file():
         kept = read_model(file, _Kept)
         if kept.run != run:

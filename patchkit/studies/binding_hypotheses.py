@@ -219,7 +219,7 @@ def run_scrubbing(
 ) -> Scrubbing:
     """Scrubs the hypotheses on the same prompts, and writes `scrubbing.json` into `out`; the report is made from it.
 
-    A study that was interrupted goes on from the batches that were finished in `out/checkpoint`.
+    A study that was interrupted goes on from the batches that were finished in `out/journal`.
 
     Raises:
         InputError: a model of another language, or one of which no heads are known and none are given.

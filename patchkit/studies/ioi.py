@@ -51,7 +51,7 @@ def run_ioi(
 ) -> IoiStudy:
     """Runs the study and writes `ioi.json` into `out`; the report is made from it.
 
-    A study that was interrupted goes on after what was finished in `out/checkpoint`.
+    A study that was interrupted goes on after what was finished in `out/journal`.
 
     Raises:
         InputError: a model without a tokenizer or with one that the task cannot be written for, or the checkpoint of a
@@ -59,7 +59,7 @@ def run_ioi(
     """
     options = options or IoiOptions()
     started = time.monotonic()
-    kept = Checkpoint(out / CHECKPOINT, f"{model.fingerprint()} {options}")
+    kept = Checkpoint(out / CHECKPOINT, f"{model.content_key()} {options}")
     work = Work(model, options, kept, progress or (lambda stage, done, total: None))
     pairs = {one: study_pairs(model, options.pairs, options.seed, one) for one in options.corruptions}
     clean = pairs[options.corruptions[0]]

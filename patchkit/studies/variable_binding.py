@@ -99,7 +99,7 @@ def run_study(
 ) -> tuple[MaskResult, VariableBindingStudy]:
     """Runs the study and writes mask, study and triples into `out`; the report is made from these files.
 
-    A study that was interrupted goes on from the paths that were finished in `out/checkpoint`.
+    A study that was interrupted goes on from the paths that were finished in `out/journal`.
     """
     options = options or StudyOptions()
     started = time.monotonic()

@@ -44,7 +44,7 @@ def test_a_run_leaves_the_contracts_files(finished: Path) -> None:
     assert {"manifest.json", "mask.json", "mask.safetensors", "report.html"} <= {
         p.name for p in finished.iterdir()
     }
-    assert not (finished / "checkpoint").exists()
+    assert not (finished / "journal").exists()
     manifest = read_manifest(finished)
     assert manifest.status == "done" and manifest.model is not None and manifest.model.id == "varbind-llama"
     assert manifest.options["steps"] == 20 and manifest.options["components"] == "head,mlp"

@@ -208,13 +208,13 @@ def test_an_interrupted_run_goes_on_from_its_finished_batches(
     broken = run(*command)
     assert broken.exit_code == 130 and "--resume" in broken.stderr and "Traceback" not in broken.stderr
     assert read_manifest(tmp_path / "out").status == "interrupted"
-    shards = pyarrow.dataset.dataset(tmp_path / "out" / "checkpoint").to_table()
+    shards = pyarrow.dataset.dataset(tmp_path / "out" / "journal").to_table()
     assert len(set(shards["key"].to_pylist())) == 2
     assert run(*command).exit_code == 2
     left[0] = 99
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0 and len(batches) == 3, resumed.output
-    assert not (tmp_path / "out" / "checkpoint").exists()
+    assert not (tmp_path / "out" / "journal").exists()
     whole = run(*command[:-1], tmp_path / "whole")
     assert whole.exit_code == 0 and len(batches) == 6
     assert torch.equal(Scores.load(tmp_path / "out").effects, Scores.load(tmp_path / "whole").effects)

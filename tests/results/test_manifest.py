@@ -14,6 +14,7 @@ from patchkit import files
 from patchkit.errors import InputError, RunError
 from patchkit.results import formats
 from patchkit.results.manifest import (
+    Failure,
     Manifest,
     ModelRef,
     PairCounts,
@@ -140,7 +141,96 @@ def test_bad_input_found_late_leaves_no_trace_unless_the_run_had_been_interrupte
     assert not out.exists()
     fails(KeyboardInterrupt())
     fails(InputError("metric is nan"), resume=True)
-    assert (out / "checkpoint" / "batch.safetensors").exists() and read_manifest(out).status == "failed"
+    assert (out / "journal" / "batch.safetensors").exists() and read_manifest(out).status == "failed"
+
+
+@pytest.mark.parametrize("failures", [[], [Failure(id="p3", reason="out of memory")]])
+def test_what_was_kept_goes_when_all_of_it_is_in_the_results(tmp_path: Path, failures: list[Failure]) -> None:
+    """Pairs that failed are tried again by --resume, and find what the others gave."""
+    with open_run_dir(tmp_path, "mask", OPTIONS) as run:
+        run.checkpoint.mkdir()
+        (run.checkpoint / "shard").write_text("x")
+        run.record(pairs=PairCounts(total=4, used=4 - len(failures), failures=failures))
+        assert run.checkpoint.name == "journal" and run.checkpoint.exists()
+    assert read_manifest(tmp_path).status == "done"
+    assert (tmp_path / "journal" / "shard").exists() == bool(failures)
+    with open_run_dir(tmp_path, "mask", OPTIONS, resume=True) as run:
+        assert run.done == (not failures)
+        if failures:
+            assert read_manifest(tmp_path).status == "running"
+            run.record(pairs=PairCounts(total=4, used=4))
+    assert read_manifest(tmp_path).status == "done" and not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("disk full"), SystemExit(1)])
+def test_what_was_kept_stays_when_a_run_does_not_end(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), open_run_dir(tmp_path, "mask", OPTIONS) as run:
+        run.checkpoint.mkdir()
+        raise error
+    assert (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "here"),
+    [
+        ("max_batch_tokens", "auto", "512"),
+        ("backend", None, "accelerate"),
+        ("num_processes", None, 8),
+        ("gpus_per_replica", None, 2),
+        ("max_failures", 3, None),
+        ("device_map", "auto", "balanced"),
+        ("quiet", False, True),
+    ],
+)
+def test_a_run_may_go_on_elsewhere_and_in_other_batches(tmp_path: Path, name: str, there, here) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run_dir(tmp_path, "mask", {**OPTIONS, name: there}):
+        raise KeyboardInterrupt
+    with open_run_dir(tmp_path, "mask", {**OPTIONS, name: here}, resume=True) as run:
+        assert run.resumed
+
+
+MODEL = ModelRef(id="varbind-llama", fingerprint="abc", content="def", revision="r1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"content": "xyz"}, "fingerprint of the weights' values 'def' there, 'xyz' here"),
+        ({"fingerprint": "xyz"}, "fingerprint of the weights' names, shapes and dtypes and of the config 'abc' there"),
+        ({"revision": "r2"}, "revision of the model 'r1' there, 'r2' here"),
+        ({"id": "other", "content": "xyz"}, "model 'varbind-llama' there, 'other' here; fingerprint of the weights' v"),
+    ],
+)  # fmt: skip
+def test_resume_with_another_model_names_the_difference_and_changes_nothing(
+    tmp_path: Path, changes: dict[str, str], words: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run_dir(tmp_path, "mask", OPTIONS) as run:
+        run.record_model(MODEL)
+        run.checkpoint.mkdir()
+        raise KeyboardInterrupt
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(InputError) as caught, open_run_dir(tmp_path, "mask", OPTIONS, resume=True) as run:
+        run.record_model(MODEL.model_copy(update=changes))
+    message = str(caught.value)
+    assert words in message and message.startswith(f"{tmp_path} holds another run (`patchkit mask`")
+    assert "interrupted), which --resume cannot go on with" in message and "Give the same model" in message
+    assert (tmp_path / "manifest.json").read_bytes() == before and (tmp_path / "journal").exists()
+    with open_run_dir(tmp_path, "mask", OPTIONS, resume=True) as run:
+        run.record_model(MODEL)
+    assert read_manifest(tmp_path).status == "done" and read_manifest(tmp_path).model == MODEL
+
+
+def test_what_was_not_known_of_a_model_is_no_difference(tmp_path: Path) -> None:
+    """A run that was interrupted before the model was open, or that noted less of it."""
+    for known in (None, MODEL.model_copy(update={"content": None})):
+        out = tmp_path / str(known is None)
+        with pytest.raises(KeyboardInterrupt), open_run_dir(out, "mask", OPTIONS) as run:
+            if known is not None:
+                run.record_model(known)
+            raise KeyboardInterrupt
+        with open_run_dir(out, "mask", OPTIONS, resume=True) as run:
+            run.record_model(MODEL)
+        assert read_manifest(out).model == MODEL
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
