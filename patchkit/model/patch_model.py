@@ -22,7 +22,7 @@ from patchkit.model.dims import Dims
 from patchkit.model.norms import Norm, norm_of
 
 #: Elements of each weight that `content_key` reads.
-_SAMPLED = 64
+_SAMPLED = 4096
 
 
 class Projection(NamedTuple):
@@ -295,14 +295,15 @@ def _present(module: nn.Module, name: str) -> Tensor:
 
 
 def _sample(value: Tensor) -> bytes:
-    """A few evenly spaced elements; those of a weight that lies nowhere are marked as not read."""
+    """Some elements from all over a weight, a small one's all; of one that lies nowhere, that it was not read."""
     if value.is_meta:
         return b"not read"
     flat = value.detach().reshape(-1)
-    # From the middles of equal parts, so that it is not always a border, which may be the same in every model.
-    places = torch.arange(_SAMPLED).mul_(2).add_(1).mul_(len(flat)).div_(2 * _SAMPLED, rounding_mode="floor")
-    taken = flat[places.unique().to(flat.device)] if len(flat) else flat
-    return taken.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    if len(flat) > _SAMPLED:
+        # Multiples of the golden ratio are spread evenly, and not all in one column, as equal steps may be.
+        spread = torch.arange(_SAMPLED) * 10_368_889 % (1 << 24)
+        flat = flat[(spread * len(flat) >> 24).to(flat.device)]
+    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _is_conv1d(module: nn.Module) -> bool:
