@@ -75,6 +75,8 @@ class Pairs:
 
     def open(self, model: PatchModel, items: Sequence[Pair]) -> Opened:
         batch = PairBatch.of(model, items, read_places("all", items).covered, self.direction)
+        if self.replacement.causal:
+            batch = batch.behind_prefix(model)
         own, base = capture_senders(model, batch.base)
         other, source = self.replacement.senders(model, batch, own)
         cut = cut_run(model, batch.base, own, other)

@@ -21,7 +21,8 @@ class Trials:
     """Circuits tried on every pair.
 
     Attributes:
-        spent: what the search takes, in forward-equivalents, whether it was run now or before.
+        spent: what the search takes, in forward-equivalents, whether it was run now or before, and counted as if every
+            prompt were run whole: a budget ends it at the same place however pairs are batched.
         base, source: the metric of both runs of each pair.
         sizes: of each sender, the norm of the change when it is replaced.
         at_once: how many circuits are best run together.

@@ -31,6 +31,14 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 PREAMBLE = (7, 30, 11, 22, 5, 9, 17, 28, 33)
 #: Behind it, of several lengths; the last begins like the first.
 RESTS = ((5, 9, 30, 2), (11, 3), (6, 1, 35, 20, 14, 8), (5, 9, 30, 4))
+#: Prompts of three prefixes.
+OTHER = (4, 8, 19, 21, 6, 33, 12, 10)
+MIXED = [
+    *(PREAMBLE + RESTS[i] for i in (0, 2)),
+    *(OTHER + RESTS[i] for i in (0, 1)),
+    (3, 4, 8, 21, 6),
+    (3, 4, 8, 19),
+]
 
 
 def any_prefix(**options: int) -> Prefixes:
@@ -48,7 +56,7 @@ def tolerance(family: str) -> float:
 
 
 def cut(model: PatchModel, prompts: Sequence[Sequence[int]], held: Prefixes | None = None) -> Batch:
-    with use_prefixes(held or any_prefix()):
+    with use_prefixes(any_prefix() if held is None else held):
         (batch,), _ = share_prefixes(model, [Batch.from_ids(prompts, model.pad_id)])
     return batch
 
@@ -102,12 +110,11 @@ def test_what_is_read_behind_a_prefix_is_what_whole_prompts_have_there(family: s
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2-post-norms-softcap", "mistral-window"])
 def test_several_prefixes_in_one_batch_and_padding_that_is_left(family: str) -> None:
     model, _ = pair(family, precise(family))
-    # The short row has more padding than the cut leaves room for.
-    prompts = [PREAMBLE + RESTS[0], PREAMBLE + RESTS[2], (3, 4, 8, 21, 6), (3, 4, 8, 19)]
-    batch = cut(model, prompts)
-    assert isinstance(batch, SuffixBatch) and len(batch.known) == 2 and batch.which.tolist() == [0, 0, 1, 1]
-    assert batch.before.min() == 0 and not bool(batch.attention_mask.all())
-    check_run(family, prompts, batch)
+    batch = cut(model, MIXED)
+    assert isinstance(batch, SuffixBatch) and batch.which.tolist() == [0, 0, 1, 1, 2, 2]
+    # The last rows have more padding than the cut leaves room for.
+    assert batch.before.tolist() == [7, 9, 6, 4, 0, 0] and not bool(batch.attention_mask.all())
+    check_run(family, MIXED, batch)
 
 
 @settings(max_examples=25, deadline=None)
@@ -272,9 +279,6 @@ def refused(prompts: Sequence[Prompt], batch: Batch, match: str, family: str = "
         check_run(family, prompts, batch)
 
 
-MIXED = [PREAMBLE + RESTS[0], PREAMBLE + RESTS[2], (3, 4, 8, 21, 6), (3, 4, 8, 19)]
-
-
 def test_positions_that_start_anew_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     for family in ("llama-gqa", "gpt2"):
         model, _ = pair(family, torch.float64)
@@ -289,7 +293,7 @@ def test_padding_that_is_seen_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     batch = cut(model, MIXED)
     right = SuffixBatch.whole_mask.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(SuffixBatch, "whole_mask", property(lambda self: torch.ones_like(right(self))))
-    refused(MIXED, batch, "row 2")
+    refused(MIXED, batch, "logits of row")
 
 
 def test_rows_of_another_prefix_are_caught() -> None:
