@@ -69,7 +69,10 @@ def corrected(batch: EdgeBatch, qk_fix: bool, grad_drop: bool) -> Corrected:
     for layer, parts in found.layers.items():
         if qk_fix:
             fixed = _fixed(batch, changes, layer, parts)
-            parts = {**parts, **{name: torch.cat([fixed[name], parts[name]], dim=-1) for name in fixed}}
+            whole = {
+                name: torch.cat([fixed[name].to(parts[name].device), parts[name]], dim=-1) for name in fixed
+            }
+            parts = {**parts, **whole}
         first = graph.attention_receivers(layer).start
         for name, total in made.items():
             part = parts[name].cpu()

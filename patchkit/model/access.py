@@ -65,9 +65,12 @@ def raw_site(model: PatchModel, site: Site) -> Tensor:
 
 
 def canonical(model: PatchModel, site: Site, raw: Tensor) -> Tensor:
-    """A raw activation (or its gradient) in canonical shape: a view of it."""
+    """A raw activation (or its gradient) in canonical shape and on its layer's own device: else a view of it."""
     dims = model.dims
     match site.kind:
+        case "resid_pre":
+            # Of a model that is spread over devices, the layer before hands it over on its own.
+            return raw.to(model.layer_device(site.layer))
         case "z":
             return raw.unflatten(-1, (dims.n_heads, dims.d_head))
         case "q" | "k" | "v":

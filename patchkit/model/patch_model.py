@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -30,6 +29,21 @@ class Projection(NamedTuple):
 
     weight: Float[Tensor, "head d_model d_head"]
     bias: Float[Tensor, "head d_head"] | None
+
+
+class Frozen:
+    """Parameters that need no gradient for a while. (A class, since a generator does not travel to a hosted model.)"""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+
+    def __enter__(self) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *error: object) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
 
 
 class PatchModel:
@@ -110,6 +124,17 @@ class PatchModel:
     def block_module(self, layer: int) -> nn.Module:
         """The HF module of a block."""
         return attrgetter(self.arch.layers)(self.hf)[layer]
+
+    def layer_device(self, layer: int) -> torch.device | None:
+        """Where a layer computes, to which accelerate brings its weights if they are offloaded; None where that is not
+        known here, as of a model that was opened lazily."""
+        block = self.block_module(layer)
+        for module in block.modules():
+            device = execution_device(module)
+            if device is not None:
+                return device
+        parameter = next(block.parameters())
+        return None if parameter.is_meta else parameter.device
 
     def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O of a layer, per head: a view of the model's weight.
@@ -222,20 +247,9 @@ class PatchModel:
             self._content_key = digest.hexdigest()[:32]
         return self._content_key
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Parameters need no gradient inside; a borrowed module gets its own settings back afterwards."""
-        if not self._borrowed:
-            yield
-            return
-        trained = [p for p in self.hf.parameters() if p.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+    def frozen(self) -> Frozen:
+        """A context in which parameters need no gradient; a borrowed module gets its own settings back afterwards."""
+        return Frozen([p for p in self.hf.parameters() if p.requires_grad] if self._borrowed else [])
 
     def require_weights(self) -> None:
         """Raises InputError on a lazily opened model, which can be planned with but not run."""
@@ -277,6 +291,15 @@ def own_forwards(root: nn.Module) -> dict[nn.Module, Any]:
         elif state.original is type(module).forward and "_hf_hook" not in module.__dict__:
             found[module] = None
     return found
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate has a module compute, None without a hook of its own that says so."""
+    for hook in _accelerate_hooks(module):
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return None
 
 
 def _accelerate_hooks(module: nn.Module) -> list[Any]:

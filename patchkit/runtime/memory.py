@@ -20,6 +20,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from patchkit.errors import PatchkitError
 from patchkit.model import PatchModel
+from patchkit.model.patch_model import execution_device
 from patchkit.runtime import _process_memory
 
 #: What says so beside the texts that accelerate knows. Each is from the source of the library that says it.
@@ -122,10 +123,9 @@ def model_devices(model: PatchModel) -> list[torch.device]:
     """The devices that a model's layers run on, each once; of offloaded weights, where accelerate brings them."""
     found: dict[torch.device, None] = {}
     for module in model.hf.modules():
-        hook = module.__dict__.get("_hf_hook")
-        place = getattr(hook, "execution_device", None)
+        place = execution_device(module)
         if place is not None:
-            found[torch.device("cuda", place) if isinstance(place, int) else torch.device(place)] = None
+            found[place] = None
         for parameter in module.parameters(recurse=False):
             if not parameter.is_meta:
                 found[parameter.device] = None

@@ -204,8 +204,7 @@ class _Run:
 
     def _device(self, layer: int) -> torch.device:
         """Where a layer computes; rows of differences are where the prompts are."""
-        parameter = next(self.model.block_module(layer).parameters())
-        return self.cut.input.device if parameter.is_meta else parameter.device
+        return self.model.layer_device(layer) or self.cut.input.device
 
     # Attention.
 
