@@ -15,6 +15,8 @@ from patchkit.runtime.memory import model_free_bytes
 MAX_BATCH_TOKENS = 16384
 #: Of the free memory, what batches are sized for: estimates are within a quarter of the truth, and fragments are lost.
 SHARE_OF_FREE = 0.7
+#: Batches of fewer bytes are not learnt from: what they take is mostly overhead, and says nothing of large ones.
+LEARN_FROM = 1 << 26
 #: For each model, by kind of Program: measured bytes of a batch over estimated ones.
 _LEARNT: WeakKeyDictionary[PatchModel, dict[str, float]] = WeakKeyDictionary()
 
@@ -59,7 +61,8 @@ def fitting_budget(
     """The largest budget of which a batch fits into what memory is free, by the Program's own estimate: the ceiling,
     half of it, a quarter of it, ...
 
-    The estimate is of the batch of the longest items, and is corrected by what was measured of batches before.
+    The estimate is of the fullest batch and that of the longest items, and is corrected by what was measured of batches
+    before.
 
     Args:
         processes: how many share the machine's memory.
@@ -71,8 +74,12 @@ def fitting_budget(
     lengths = [program.tokens(item) for item in items]
     budget = ceiling
     while budget > max(lengths):
-        last = length_buckets(lengths, budget)[-1]
-        if estimated_bytes(program, model, [items[i] for i in last]) <= allowed:
+        batches = length_buckets(lengths, budget)
+        fullest = max(reversed(batches), key=lambda batch: len(batch) * lengths[batch[-1]])
+        if all(
+            estimated_bytes(program, model, [items[i] for i in batch]) <= allowed
+            for batch in (batches[-1], fullest)
+        ):
             break
         budget //= 2
     return max(1, budget)
@@ -86,10 +93,9 @@ def estimated_bytes(program: Any, model: PatchModel, items: Sequence[Any]) -> in
 def learn(program: Any, model: PatchModel, items: Sequence[Any], measured: int) -> None:
     """Notes what a batch really took; the largest ratio to the estimate counts from then on."""
     estimate = estimated_bytes(program, model, items)
-    if estimate > 0 and measured > 0:
+    if estimate >= LEARN_FROM and measured > 0:
         learnt = _LEARNT.setdefault(model, {})
         kind = _kind(program)
-        # What is small is mostly overhead, and says nothing of large batches.
         learnt[kind] = max(measured / estimate, learnt.get(kind, 0.0))
 
 

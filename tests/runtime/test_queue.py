@@ -32,6 +32,7 @@ from patchkit.runtime.queue import CloseWork, End, Inbox, Part, RunStep, claim, 
 from patchkit.runtime.sharing import own_order
 from tests.comparisons import pair
 
+HashStore: Any = dist.HashStore  # pyright: ignore[reportPrivateImportUsage]
 #: What each process was given to run, by the name of its thread.
 RAN: dict[str, list[int]] = {}
 #: Set when a process that is to hang may go on.
@@ -52,7 +53,7 @@ class Team:
         self.threads: list[threading.Thread] = []
 
     def form(self, size: int) -> list[Group]:
-        store = dist.HashStore()
+        store = HashStore()
         self.groups += [Group(store, rank, size, rank) for rank in range(size)]
         return self.groups
 
@@ -223,7 +224,8 @@ def test_a_message_waits_for_the_living_though_a_dead_process_had_heard_it(team:
     speaker = queue.speaker(main)
     speaker.say(CloseWork(0))
     speaker.say(CloseWork(1))
-    queue.hear(first, 0), queue.hear(first, 1)
+    for number in range(2):
+        queue.hear(first, number)
     main.children = {1: lambda: False, 2: lambda: True}
     assert main.find_dead() == [1] and main.others == [2]
     speaker.say(CloseWork(2))
@@ -404,7 +406,7 @@ def test_a_store_that_is_gone_is_said_with_what_to_do() -> None:
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(name)
 
-    group = Group(dist.HashStore(), 1, 2, 1)
+    group = Group(HashStore(), 1, 2, 1)
     try:
 
         def broken(*_: Any) -> bytes:

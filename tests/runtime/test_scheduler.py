@@ -1,4 +1,4 @@
-"""Batches under a token budget, results in the order of the items, and the algebra of costs."""
+"""Batches under a token budget, results in the order of the items; the algebra of costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from torch import Tensor
 from patchkit.data import Batch
 from patchkit.errors import InputError
 from patchkit.model import Dims, PatchModel
-from patchkit.runtime import MAX_BATCH_TOKENS, Cost, Program, length_buckets, run_program
+from patchkit.runtime import (
+    MAX_BATCH_TOKENS,
+    Cost,
+    Program,
+    Session,
+    length_buckets,
+    run_program,
+)
 from patchkit.tracing import capture
 from tests.comparisons import pair
 
@@ -101,6 +108,8 @@ def test_results_come_in_the_order_of_the_items(items: list[tuple[int, ...]], bu
     assert found["tail"].tolist() == [item[-1] for item in items]
     assert found["wide"].tolist() == [[len(item), 0.5] for item in items]
     assert sorted(item for batch in program.batches for item in batch) == sorted(items)
+    widths = [max(map(len, batch)) for batch in program.batches]
+    assert widths == sorted(widths, reverse=True), "what does not fit shows in the first batch"
 
 
 @pytest.mark.parametrize("budget", [1, 17, 8192])
@@ -133,6 +142,10 @@ def test_nothing_to_run_is_an_error_that_names_the_program() -> None:
         run_program(Tail(), pair("gpt2")[0], [])
     with pytest.raises(InputError, match="own answers: nothing to run"):
         run_program(Tail(), pair("gpt2")[0], [], label="own answers")
+    with pytest.raises(InputError, match="steps: nothing to run"):
+        Session(Tail(), pair("gpt2")[0], [], label="steps")
+    with pytest.raises(InputError, match="at least 1, found 0"):
+        run_program(Tail(), pair("gpt2")[0], [(1,)], max_batch_tokens=0)
 
 
 def test_a_program_is_what_has_its_three_functions() -> None:
