@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from patchkit.cli.progress import LogDisplay, TerminalDisplay
+from patchkit.cli.progress import Display, LogDisplay, TerminalDisplay, shown
 from patchkit.cli.stages import clock, pace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,6 +154,20 @@ def test_a_narrow_terminal_keeps_each_stage_on_one_line(columns: int) -> None:
 def test_a_dumb_terminal_gets_the_lines_of_a_log() -> None:
     printed = on_terminal(80, TERM="dumb")
     assert b"\x1b" not in printed and printed.count(b"\r") == printed.count(b"\r\n") == 3
+
+
+@pytest.mark.parametrize(("term", "kind"), [("dumb", LogDisplay), ("xterm", TerminalDisplay)])
+def test_a_dumb_terminal_hears_of_long_stages_as_a_log_does(
+    term: str, kind: type[Display], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with shown() as display:
+        assert type(display) is kind
 
 
 def test_a_long_stage_in_a_log_says_where_it_is_every_half_minute() -> None:
