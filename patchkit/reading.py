@@ -102,6 +102,10 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
         raise ValueError("it is nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("it has half of a surrogate pair in a text, which stands for no letter") from None
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("it has a whole number of thousands of digits") from None
+        raise
     return value
 
 

@@ -40,7 +40,11 @@ def plain_table(*columns: str) -> Table:
 
 
 def hush_loading() -> None:
-    """Keeps transformers from drawing a bar for every small model that is opened on the way."""
+    """Keeps transformers from drawing a bar for every small model that is opened on the way, and from lists of weights.
+
+    What is missing or too much among these is an error of patchkit's own.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()

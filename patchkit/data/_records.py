@@ -71,7 +71,8 @@ def read_records(source: Source, what: str) -> list[Record]:
     text = read_text(path, f"a file of {what} (JSON Lines or CSV)")
     records = _csv_records(path, text) if path.suffix.lower() == ".csv" else _json_records(path, text)
     if not records:
-        raise InputError(f"{path}: the file of {what} is empty; expected at least one line")
+        found = "nothing but a header" if text.strip() else "an empty file"
+        raise InputError(f"{path}: expected a file of {what} with at least one line, found {found}")
     return records
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from transformers import (
 
 from patchkit.errors import InputError
 from patchkit.model.architectures import architecture_for
-from patchkit.model.dims import check_paths, read_dims
+from patchkit.model.dims import check_paths, find_module, read_dims
 from patchkit.model.patch_model import PatchModel, own_forwards
 from patchkit.reading import exists
 
@@ -264,7 +266,21 @@ def _read_weights(
             f"the weights of '{path}' are incomplete: {len(missing)} missing, the first is '{missing[0]}'. "
             "Expected every parameter that config.json asks for"
         )
+    _check_depth(path, module, report["unexpected_keys"])
     return module
+
+
+def _check_depth(path: str, module: nn.Module, unused: Iterable[str]) -> None:
+    """Raises InputError where there are weights of layers that the model does not have: transformers leaves them out."""
+    layers = architecture_for(module.config).layers
+    blocks = len(find_module(module, layers) or ())  # pyright: ignore[reportArgumentType]
+    place = re.compile(rf"(?:^|\.){re.escape(layers.rpartition('.')[2])}\.([0-9]+)\.")
+    deeper = sorted(name for name in unused if (found := place.search(name)) and int(found[1]) >= blocks)
+    if deeper:
+        raise InputError(
+            f"the weights of '{path}' are of more than the {blocks} layers that config.json asks for: there is "
+            f"'{deeper[0]}'. Expected the config of the same model"
+        )
 
 
 def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

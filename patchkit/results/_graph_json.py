@@ -83,6 +83,8 @@ def read_json_graph(path: Path) -> GraphFile:
             raise InputError(f"{path}: nodes: no '{name}', found {listed(sorted(names))}.")
     nodes = [data["nodes"][name] for name in graph.senders]
     flags = [_flag(path, f"nodes.{name}", node) for name, node in zip(graph.senders, nodes, strict=True)]
+    if "logits" in data["nodes"]:
+        _flag(path, "nodes.logits", data["nodes"]["logits"])
     scores, in_graph = _read_edges(path, graph, data["edges"])
     missing = graph.n_edges - len(data["edges"])
     notes = (f"{missing} edges that the file does not name have no score",) if missing else ()

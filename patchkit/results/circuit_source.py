@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -179,7 +181,7 @@ def _of_text(path: Path, native: EdgeGraph) -> Circuit:
     return _of_names({where: name for where, name in lines.items() if name}, path, native)
 
 
-def _of_names(names: dict[str, str], path: Path, native: EdgeGraph) -> Circuit:
+def _of_names(names: Mapping[str, Any], path: Path, native: EdgeGraph) -> Circuit:
     if not names:
         raise InputError(f"{path}: expected names of edges, such as a0.h1->a2.h3<q>, found none.")
     for where, name in names.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from patchkit.reading import parse_json, read_bytes, read_text, require_file
 Model = TypeVar("Model", bound=BaseModel)
 
 _SHOWN_FIELDS = 5
+# What may be a number that is not finite, or a whole one beyond all floats.
+_BEYOND = re.compile("NaN|Infinity|[0-9]{309}")
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -83,43 +86,49 @@ def read_model(path: Path | str, cls: type[Model], extra: Mapping[str, Any] | No
             f"{path}: expected schema_version {version.default}, found {data['schema_version']!r}. "
             "Another version of patchkit wrote it: read it with that version, or run the command again."
         )
-    if not extra:
-        return validated(path, cls, data)
+    found, problems = _read_fields(path, cls, data)
     problems = [
-        problem
-        for problem in _problems(path, cls, data)
-        if problem["type"] != "missing" or problem["loc"][0] not in extra
+        problem for problem in problems if problem["type"] != "missing" or problem["loc"][0] not in extra
     ]
     if problems:
         raise InputError(_validation_message(path, cls, problems))
+    if found is not None:
+        return found.model_copy(update=extra) if extra else found
     # What is kept elsewhere is no JSON; all that is has been looked at.
     return cls.model_validate({**data, **extra})
 
 
 def validated(path: Path, cls: type[Model], data: Any) -> Model:
     """A pydantic model of JSON values read from `path`; InputError names the file and the fields that are wrong."""
-    if problems := _problems(path, cls, data):
+    found, problems = _read_fields(path, cls, data)
+    if found is None:
         raise InputError(_validation_message(path, cls, problems))
-    return cls.model_validate_json(json.dumps(data), strict=True)
+    return found
 
 
-def _problems(path: Path, cls: type[BaseModel], data: Any) -> list[Any]:
-    """What is wrong with the fields of a model; InputError where a number is none that a float can hold."""
+def _read_fields(path: Path, cls: type[Model], data: Any) -> tuple[Model | None, list[Any]]:
+    """(model, []), or (None, what is wrong with its fields).
+
+    Raises:
+        InputError: a number that no float can hold, or values that are none of JSON.
+    """
     try:
+        text = json.dumps(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: expected plain values for a {cls.__name__}, found others ({error})."
+        ) from error
+    if _BEYOND.search(text):
         for field, number in _numbers(data):
             if not _is_finite(number):
                 raise InputError(
                     f"{path}: field {field}: expected a finite number, as large as a float can hold. "
                     "Run the command that writes it again."
                 )
-        cls.model_validate_json(json.dumps(data), strict=True)
+    try:
+        return cls.model_validate_json(text, strict=True), []
     except ValidationError as error:
-        return list(error.errors(include_url=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: expected plain values for a {cls.__name__}, found others ({error})."
-        ) from error
-    return []
+        return None, list(error.errors(include_url=False))
 
 
 def save_tensors(
