@@ -23,6 +23,7 @@ from patchkit.runtime.memory import (
     release_memory,
 )
 from patchkit.runtime.queue import Part
+from patchkit.tracing.prefixes import forget_prefixes
 
 
 class BatchRunner:
@@ -90,6 +91,7 @@ class BatchRunner:
         # Out of the handler: the error's traceback holds what filled the memory.
         others = bool(self._opened.keys() - {tuple(piece)})
         self._opened.clear()
+        forget_prefixes()
         release_memory()
         # What other batches were opened to may be what fills it; they are opened again when their turn comes.
         return self._try(step, piece, budget) if others else None

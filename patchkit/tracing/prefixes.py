@@ -115,6 +115,13 @@ def use_prefixes(prefixes: Prefixes | None) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
+def forget_prefixes() -> None:
+    """Frees what is held where prefixes are held now, because memory has run out."""
+    prefixes = _CURRENT.get()
+    if prefixes is not None:
+        prefixes.clear()
+
+
 def share_prefixes(
     model: PatchModel, batches: Sequence[Batch], *, alike: bool = False
 ) -> tuple[list[Batch], int]:
