@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -158,6 +159,25 @@ def _quietly(work: Callable[[], None]) -> None:
         pass
     except InputError as error:
         assert "is working in this directory" in str(error), error
+
+
+def test_a_file_that_its_holder_takes_away_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, taken_away = fcntl.flock, list[int]()
+
+    def late(descriptor: int, how: int) -> None:
+        if not taken_away:
+            taken_away.append(descriptor)
+            (tmp_path / ".lock").unlink()
+        genuine(descriptor, how)
+
+    monkeypatch.setattr(_run_lock.fcntl, "flock", late)
+    lock = _run_lock.RunLock(tmp_path)
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        _run_lock.RunLock(tmp_path)
+    lock.release()
+    _run_lock.RunLock(tmp_path).release()
 
 
 def test_what_happened_between_the_first_look_and_the_lock_is_seen(tmp_path: Path) -> None:
