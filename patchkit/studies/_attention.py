@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from patchkit.data import Batch, Triple, positions
+from patchkit.data import Triple
 from patchkit.model import PatchModel, parse_node
 from patchkit.results.study import AttentionExample
-from patchkit.tracing import attention_from
+from patchkit.studies._attention_rows import Looking, attention_rows
 
 #: Named spans of a triple that the summary tells apart. The comma that closes the queried binding is one of its own:
 #: models keep what a clause said at the token that ends it.
@@ -26,10 +26,9 @@ def _heads(model: PatchModel, chosen: Sequence[str]) -> dict[str, tuple[int, int
 
 def _from_last(
     model: PatchModel, heads: dict[str, tuple[int, int]], triples: Sequence[Triple]
-) -> tuple[dict[int, Float[Tensor, "prompt head width"]], Batch]:
-    batch = Batch.from_ids([triple.original_ids for triple in triples], pad_id=model.pad_id)
-    layers = sorted({layer for layer, _ in heads.values()})
-    return attention_from(model, batch, layers, positions(batch, -1)), batch
+) -> list[dict[int, Float[Tensor, "head token"]]]:
+    items = [Looking(triple.original_ids, -1) for triple in triples]
+    return attention_rows(model, [layer for layer, _ in heads.values()], items)
 
 
 def attention_examples(
@@ -39,13 +38,11 @@ def attention_examples(
     heads = _heads(model, chosen)
     if not heads or not triples or model.tokenizer is None:
         return []
-    patterns, batch = _from_last(model, heads, triples)
     examples = []
-    for row, triple in enumerate(triples):
-        start = int(batch.offset[row])
+    for triple, patterns in zip(triples, _from_last(model, heads, triples), strict=True):
         tokens: list[str] = model.tokenizer.convert_ids_to_tokens(list(triple.original_ids))  # pyright: ignore
         for name, (layer, head) in heads.items():
-            weights = patterns[layer][row, head, start:].tolist()
+            weights = patterns[layer][head].tolist()
             examples.append(
                 AttentionExample(head=name, tokens=tokens, query=len(tokens) - 1, weights=weights)
             )
@@ -59,12 +56,12 @@ def attention_summary(
     heads = _heads(model, chosen)
     if not heads or not triples:
         return {}
-    patterns, batch = _from_last(model, heads, triples)
+    looks = _from_last(model, heads, triples)
     summary: dict[str, dict[str, float]] = {}
     for name, (layer, head) in heads.items():
         sums = {label: 0.0 for label in (*_SPANS.values(), _AFTER, "first token", "the rest")}
-        for row, triple in enumerate(triples):
-            weights = patterns[layer][row, head, int(batch.offset[row]) :]
+        for triple, patterns in zip(triples, looks, strict=True):
+            weights = patterns[layer][head]
             left = float(weights.sum())
             for span, label in _SPANS.items():
                 start, end = triple.spans[span]

@@ -21,10 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from patchkit.data import Batch, Pair, positions
-from patchkit.model import PatchModel, Site
+from patchkit.model import Dims, PatchModel, Site
 from patchkit.results.ioi import QUERIES, TARGETS, Attention, HeadBehaviour
-from patchkit.runtime import MAX_BATCH_TOKENS
-from patchkit.studies._ioi_material import parts
+from patchkit.runtime import MAX_BATCH_TOKENS, Cost, run_program
 from patchkit.studies._ioi_repeats import RepeatScores
 from patchkit.tracing import attention_from, capture
 from patchkit.tracing.senders import head_outputs
@@ -79,14 +78,12 @@ def measure_behaviour(
     model: PatchModel, pairs: Sequence[Pair], repeats: RepeatScores, max_batch_tokens: int = MAX_BATCH_TOKENS
 ) -> Behaviours:
     """Everything but `repeats` on the clean prompts of `pairs`, which need the spans of the IOI task."""
-    dims = model.dims
-    attention = _attention(model, pairs, max_batch_tokens)
-    copied = torch.zeros(2, dims.n_layers, dims.n_heads)
-    written = torch.zeros(2, dims.n_layers, dims.n_heads)
-    for part in parts(pairs, max_batch_tokens):
-        batch = Batch.from_ids([pair.clean_ids for pair in part], model.pad_id).to(model.embed_device)
-        copied += _copied(model, part, batch)
-        written += _written(model, part, batch)
+    asks = [Asks(pair, query, token) for pair in pairs for query in QUERIES for token in asking(pair, query)]
+    attention = run_program(Looks(), model, asks, max_batch_tokens=max_batch_tokens, label="attention")
+    effects = run_program(Effects(), model, pairs, max_batch_tokens=max_batch_tokens, label="what heads do")
+    attention, copied, written = (
+        each.float() for each in (attention["mass"], effects["copied"], effects["written"])
+    )
     names = len(_NAMES) * len(pairs)
     return Behaviours(
         attention=attention / len(pairs),
@@ -133,27 +130,69 @@ def _even(pairs: Sequence[Pair]) -> Float[Tensor, "query target"]:
     return sums / len(pairs)
 
 
-def _attention(
-    model: PatchModel, pairs: Sequence[Pair], max_batch_tokens: int
-) -> Float[Tensor, "query target layer head"]:
-    """Sums over pairs; a query of several tokens counts as their mean."""
-    dims = model.dims
-    sums = torch.zeros(len(QUERIES), len(TARGETS), dims.n_layers, dims.n_heads)
-    for number, query in enumerate(QUERIES):
-        asked = [(pair, token) for pair in pairs for token in asking(pair, query)]
-        rows = max(1, max_batch_tokens // max(len(pair.clean_ids) for pair in pairs))
-        for start in range(0, len(asked), rows):
-            part = asked[start : start + rows]
-            batch = Batch.from_ids([pair.clean_ids for pair, _ in part], model.pad_id).to(model.embed_device)
-            target = torch.zeros(len(part), batch.width, len(TARGETS))
-            for row, (pair, token) in enumerate(part):
-                share = 1 / len(asking(pair, query))
-                for place, name in enumerate(token_targets(pair, token), batch.width - len(pair.clean_ids)):
-                    target[row, place, TARGETS.index(name)] = share
-            columns = positions(batch, [token for _, token in part])
-            for layer, pattern in attention_from(model, batch, range(dims.n_layers), columns).items():
-                sums[number, :, layer] += torch.einsum("bhw,bwt->th", pattern.cpu().float(), target)
-    return sums
+@dataclass(frozen=True)
+class Asks:
+    """One of QUERIES of a pair, and a token of it that attends."""
+
+    pair: Pair
+    query: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Program: attention `mass` by places, added up over pairs; a query of several tokens counts as their mean."""
+
+    @property
+    def summed(self) -> frozenset[str]:
+        return frozenset({"mass"})
+
+    def tokens(self, item: Asks) -> int:
+        return len(item.pair.clean_ids)
+
+    def run(self, model: PatchModel, items: Sequence[Asks]) -> dict[str, Tensor]:
+        batch = Batch.from_ids([item.pair.clean_ids for item in items], model.pad_id).to(model.embed_device)
+        target = torch.zeros(len(items), batch.width, len(TARGETS))
+        queries = torch.zeros(len(items), len(QUERIES))
+        for row, item in enumerate(items):
+            queries[row, QUERIES.index(item.query)] = 1 / len(asking(item.pair, item.query))
+            places = token_targets(item.pair, item.token)
+            for place, name in enumerate(places, batch.width - len(places)):
+                target[row, place, TARGETS.index(name)] = 1
+        columns = positions(batch, [item.token for item in items])
+        found = attention_from(model, batch, range(model.dims.n_layers), columns)
+        mass = [
+            torch.einsum("bhw,bwt,bq->qth", pattern.cpu().float(), target, queries)
+            for pattern in found.values()
+        ]
+        return {"mass": torch.stack(mass, dim=2)}
+
+    def cost(self, dims: Dims, items: Sequence[Asks]) -> Cost:
+        """A forward over every prompt, and what all heads give to all its tokens."""
+        tokens = sum(len(item.pair.clean_ids) for item in items)
+        return Cost(float(tokens), dims.itemsize * tokens * dims.n_layers * dims.n_heads)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Program: in how many cases heads have `copied` a name, and `written` one of them, `[2, layer, head]`."""
+
+    @property
+    def summed(self) -> frozenset[str]:
+        return frozenset({"copied", "written"})
+
+    def tokens(self, item: Pair) -> int:
+        return len(item.clean_ids)
+
+    def run(self, model: PatchModel, items: Sequence[Pair]) -> dict[str, Tensor]:
+        batch = Batch.from_ids([pair.clean_ids for pair in items], model.pad_id).to(model.embed_device)
+        return {"copied": _copied(model, items, batch), "written": _written(model, items, batch)}
+
+    def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
+        """Four forwards; of every pair what each head writes, and one head's logits with those it is compared with."""
+        writes = (len(_NAMES) + 1) * dims.n_heads * dims.d_model + 3 * len(_NAMES) * dims.vocab_size
+        forwards = (len(_NAMES) + 1) * sum(len(item.clean_ids) for item in items)
+        return Cost(float(forwards), 4 * len(items) * writes)
 
 
 def _copied(model: PatchModel, pairs: Sequence[Pair], batch: Batch) -> Float[Tensor, "2 layer head"]:

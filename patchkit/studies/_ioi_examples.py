@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from patchkit.data import Batch, Pair, positions
+from patchkit.data import Pair
 from patchkit.model import PatchModel, parse_node
 from patchkit.results.study import AttentionExample
-from patchkit.tracing import attention_from
+from patchkit.studies._attention_rows import Looking, attention_rows
 
 
 def prompt_examples(pairs: Mapping[str, Sequence[Pair]], n: int) -> list[dict[str, str]]:
@@ -34,16 +34,15 @@ def attention_examples(model: PatchModel, pair: Pair, asked: Mapping[str, str]) 
     if model.tokenizer is None:
         return []
     tokens: list[str] = model.tokenizer.convert_ids_to_tokens(list(pair.clean_ids))  # pyright: ignore
-    batch = Batch.from_ids([pair.clean_ids], model.pad_id).to(model.embed_device)
     examples = []
     for span in dict.fromkeys(asked.values()):
         query = pair.spans[span][1] - 1
         heads = {name: parse_node(name, model.dims) for name in asked if asked[name] == span}
-        layers = sorted({site.layer for site, _ in heads.values()})
-        patterns = attention_from(model, batch, layers, positions(batch, query))
+        layers = [site.layer for site, _ in heads.values()]
+        (patterns,) = attention_rows(model, layers, [Looking(pair.clean_ids, query)])
         examples += [
             AttentionExample(
-                head=name, tokens=tokens, query=query, weights=patterns[site.layer][0, head].tolist()
+                head=name, tokens=tokens, query=query, weights=patterns[site.layer][head].tolist()
             )
             for name, (site, head) in heads.items()
         ]

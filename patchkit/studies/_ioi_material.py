@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from patchkit.data import Batch, Pair
 from patchkit.errors import InputError
-from patchkit.model import PatchModel
+from patchkit.model import Dims, PatchModel
 from patchkit.results.ioi import Accuracy
-from patchkit.runtime import MAX_BATCH_TOKENS
+from patchkit.runtime import MAX_BATCH_TOKENS, Cost, run_program
 from patchkit.tasks import ioi as task
 from patchkit.tracing import capture
 
@@ -34,20 +36,30 @@ def measure_accuracy(
     model: PatchModel, pairs: Sequence[Pair], max_batch_tokens: int = MAX_BATCH_TOKENS
 ) -> Accuracy:
     """Whether IO is preferred to S, and whether it is what the model says, on clean prompts."""
-    prefers, says = 0, 0
-    for part in parts(pairs, max_batch_tokens):
-        batch = Batch.from_ids([pair.clean_ids for pair in part], model.pad_id).to(model.embed_device)
+    found = run_program(Preference(), model, pairs, max_batch_tokens=max_batch_tokens, label="accuracy")
+    share = {name: float(values.double().mean()) for name, values in found.items()}
+    return Accuracy(prefers_io=share["prefers"], says_io=share["says"])
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Program: whether the model `prefers` the answer to the wrong one, and whether it `says` it, on clean prompts."""
+
+    def tokens(self, item: Pair) -> int:
+        return len(item.clean_ids)
+
+    def run(self, model: PatchModel, items: Sequence[Pair]) -> dict[str, Tensor]:
+        batch = Batch.from_ids([pair.clean_ids for pair in items], model.pad_id).to(model.embed_device)
         logits = capture(model, batch, ()).logits
         answers, wrongs = (
-            torch.tensor([getattr(pair, name) for pair in part], device=logits.device)[:, None]
+            torch.tensor([getattr(pair, name) for pair in items], device=logits.device)[:, None]
             for name in ("answer_id", "wrong_id")
         )
-        prefers += int((logits.gather(1, answers) > logits.gather(1, wrongs)).sum())
-        says += int((logits.argmax(-1, keepdim=True) == answers).sum())
-    return Accuracy(prefers_io=prefers / len(pairs), says_io=says / len(pairs))
+        return {
+            "prefers": (logits.gather(1, answers) > logits.gather(1, wrongs))[:, 0],
+            "says": (logits.argmax(-1, keepdim=True) == answers)[:, 0],
+        }
 
-
-def parts(pairs: Sequence[Pair], max_batch_tokens: int) -> list[Sequence[Pair]]:
-    """The pairs in their order, at most so many padded tokens at once."""
-    rows = max(1, max_batch_tokens // max(len(pair.clean_ids) for pair in pairs))
-    return [pairs[start : start + rows] for start in range(0, len(pairs), rows)]
+    def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
+        """A forward over every clean prompt."""
+        return Cost(float(sum(len(item.clean_ids) for item in items)))

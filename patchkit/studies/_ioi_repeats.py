@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 from patchkit.data import Batch, positions
 from patchkit.data.tokens import encode
 from patchkit.errors import InputError
-from patchkit.model import PatchModel
+from patchkit.model import Dims, PatchModel
+from patchkit.runtime import Cost, run_program
+from patchkit.studies._attention_rows import Looking
 from patchkit.tracing import attention_from
 
 # Shorter ones have the token before and the token after the first place in one spot.
 _SHORTEST = 4
-# Rows of one forward.
-_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +60,44 @@ def repeat_scores(model: PatchModel, n: int, length: int, seed: int) -> RepeatSc
             f"repeated tokens: {model.name} takes sequences of up to {longest} different tokens twice, found {length}"
         )
     rng = random.Random(f"repeated tokens {seed}")
-    rows: list[list[int]] = []
-    asked: list[int] = []
+    rows: list[Looking] = []
     for _ in range(n):
         drawn = rng.sample(words, length)
-        rows.append([*opening, *drawn, *drawn])
-        asked.append(len(opening) + length + rng.randrange(length))
-    sums = torch.zeros(3, model.dims.n_layers, model.dims.n_heads)
-    for start in range(0, n, _ROWS):
-        batch = Batch.from_ids(rows[start : start + _ROWS], model.pad_id).to(model.embed_device)
-        at = asked[start : start + _ROWS]
-        patterns = attention_from(model, batch, range(model.dims.n_layers), positions(batch, at))
-        for layer, pattern in patterns.items():
-            weights = pattern.cpu()
-            for row, place in enumerate(at):
-                for kind, back in enumerate((1, length, length - 1)):
-                    sums[kind, layer] += weights[row, :, place - back]
-    return RepeatScores(*(sums / n).unbind())
+        asks = len(opening) + length + rng.randrange(length)
+        rows.append(Looking((*opening, *drawn, *drawn), asks))
+    sums = run_program(Repeats((1, length, length - 1)), model, rows, label="repeated tokens")["sums"]
+    return RepeatScores(*(sums / n).float().unbind())
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Program: the attention to tokens so many places `back`, added up over prompts: `sums`, `[back, layer, head]`."""
+
+    back: tuple[int, ...]
+
+    @property
+    def summed(self) -> frozenset[str]:
+        return frozenset({"sums"})
+
+    def tokens(self, item: Looking) -> int:
+        return len(item.ids)
+
+    def run(self, model: PatchModel, items: Sequence[Looking]) -> dict[str, Tensor]:
+        batch = Batch.from_ids([item.ids for item in items], model.pad_id).to(model.embed_device)
+        columns = positions(batch, [item.query for item in items])
+        patterns = attention_from(model, batch, range(model.dims.n_layers), columns)
+        rows = torch.arange(len(items))
+        asked = torch.tensor([item.query for item in items]) + batch.offset.cpu()
+        sums = [
+            torch.stack([weights.cpu()[rows, :, asked - back].double().sum(0) for back in self.back])
+            for weights in patterns.values()
+        ]
+        return {"sums": torch.stack(sums, dim=1)}
+
+    def cost(self, dims: Dims, items: Sequence[Looking]) -> Cost:
+        """A forward over every prompt, and what all heads give to all its tokens."""
+        tokens = sum(len(item.ids) for item in items)
+        return Cost(float(tokens), dims.itemsize * tokens * dims.n_layers * dims.n_heads)
 
 
 def _words(model: PatchModel) -> list[int]:

@@ -6,12 +6,13 @@ import random
 from collections.abc import Sequence
 
 from patchkit import tasks
-from patchkit.data import Batch, Pair
+from patchkit.data import Pair
 from patchkit.errors import InputError
+from patchkit.methods._mask_triples import OwnAnswers
 from patchkit.model import PatchModel
 from patchkit.results.recall import Material
+from patchkit.runtime import run_program
 from patchkit.tasks.language import VOCABULARY
-from patchkit.tracing import capture
 
 # Prompts of the task whose words random text is made of.
 _PROMPTS = 32
@@ -56,17 +57,13 @@ def random_text_pairs(model: PatchModel, n: int, tokens: int, seed: int) -> list
     found: list[Pair] = []
     for _ in range(_TRIES):
         prompts = [opening + tuple(rng.choices(words, k=tokens - len(opening))) for _ in range(2 * n)]
-        found += _different(prompts, _answers(model, prompts), seed, len(found))
+        answers = run_program(OwnAnswers(), model, prompts)["answer"].tolist()
+        found += _different(prompts, answers, seed, len(found))
         if len(found) >= n:
             return found[:n]
     raise InputError(
         f"{model.name} says the same after almost all random prompts: {len(found)} of {n} pairs could be made"
     )
-
-
-def _answers(model: PatchModel, prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    batch = Batch.from_ids(prompts, model.pad_id).to(model.embed_device)
-    return capture(model, batch, ()).logits.argmax(-1).tolist()
 
 
 def _different(
