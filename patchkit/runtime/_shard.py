@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,24 @@ def pack(batches: Sequence[Batch]) -> bytes:
 def _rows(number: int, keys: tuple[str, ...], name: str, value: Tensor) -> pa.RecordBatch:
     if str(value.dtype) not in _DTYPES:
         raise TypeError(f"{name}: the journal keeps no tensors of {value.dtype}")
-    rows = len(keys)
+    rows, shape = len(keys), np.array(value.shape[1:], dtype=np.int64)
     flat = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-    ends = np.arange(rows + 1, dtype=np.int64) * (flat.nbytes // max(1, rows))
-    data = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), rows, [None, pa.py_buffer(ends), pa.py_buffer(flat)]
+    ends = np.arange(rows + 1, dtype=np.int64) * (flat.nbytes // rows)
+    return pa.record_batch(
+        [
+            pa.array(np.full(rows, number, dtype=np.int32)),
+            pa.array(keys, pa.string()),
+            pa.repeat(name, rows),
+            pa.repeat(str(value.dtype), rows),
+            pa.ListArray.from_arrays(
+                np.arange(rows + 1, dtype=np.int32) * len(shape), pa.array(np.tile(shape, rows))
+            ),
+            pa.LargeBinaryArray.from_buffers(
+                pa.large_binary(), rows, [None, pa.py_buffer(ends), pa.py_buffer(flat)]
+            ),
+        ],
+        schema=_SCHEMA,
     )
-    columns = [[number] * rows, keys, [name] * rows, [str(value.dtype)] * rows, [value.shape[1:]] * rows]
-    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _SCHEMA, strict=False)]
-    return pa.record_batch([*arrays, data], schema=_SCHEMA)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -134,21 +144,29 @@ def unpack(data: bytes) -> list[Batch]:
     """
     with _opened(pa.BufferReader(data)) as file:
         table = _read(file, _SCHEMA.names)
-    columns: dict[str, list[Any]] = {
-        name: table[name].to_pylist() for name in _SCHEMA.names if name != "data"
-    }
+    if any(column.null_count for column in table.columns):
+        raise Damaged("a row lacks a value")
+    values = table["data"].combine_chunks()
+    _, ends, raw = values.buffers()
+    ends = np.frombuffer(ends, np.int64)[values.offset :] if len(values) else np.zeros(1, np.int64)
+    rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names if name != "data"), strict=True)
     found: dict[int, _Parts] = {}
-    values = (value for chunk in table["data"].chunks for value in chunk)
-    for number, key, name, dtype, shape, value in zip(*columns.values(), values, strict=True):
-        if None in (number, key, name, dtype, shape) or not value.is_valid:
-            raise Damaged("a row lacks a value")
-        parts = found.setdefault(number, _Parts())
-        item = parts.sums if not key else parts.items.setdefault(key, {})
-        if name in item:
-            raise Damaged(f"tensor {name!r} of one item occurs twice")
-        item[name] = _tensor(name, dtype, shape, value.as_buffer())
-        if not name and (not key or item[name].numel()):
-            raise Damaged("a tensor has no name")
+    begin = 0
+    # One tensor of a batch, an item a row, lies in one piece.
+    for (number, _, name, dtype, shape), run in groupby(rows, lambda row: (row[0], not row[1], *row[2:])):
+        keys = [key for _, key, *_ in run]
+        size = _bytes(name, dtype, shape)
+        lengths = np.diff(ends[begin : begin + len(keys) + 1])
+        if (lengths != size).any():
+            wrong = lengths[lengths != size][0]
+            raise Damaged(f"tensor {name!r} has {wrong:,} bytes where {dtype} {list(shape)} takes {size:,}")
+        # Copied: what arrow read may not be written to, and is shared by the whole shard.
+        piece = bytearray(raw[int(ends[begin]) : int(ends[begin + len(keys)])] if size else b"")
+        value = (
+            torch.frombuffer(piece, dtype=_DTYPES[dtype]) if piece else torch.empty(0, dtype=_DTYPES[dtype])
+        )
+        found.setdefault(number, _Parts()).add(keys, name, value.reshape(len(keys), *shape))
+        begin += len(keys)
     return [parts.batch() for parts in found.values()]
 
 
@@ -156,39 +174,38 @@ def unpack(data: bytes) -> list[Batch]:
 class _Parts:
     """A batch as it is put together."""
 
-    items: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def batch(self) -> Batch:
-        first = next(iter(self.items.values()), None)
-        if first is None:
-            raise Damaged("a sum over no items")
-        if "" in first and len(first) > 1:
+    def add(self, keys: list[str], name: str, value: Tensor) -> None:
+        of_items = bool(keys[0])
+        if of_items and self.keys and keys != self.keys:
+            raise Damaged("the items of one batch have different tensors")
+        if len(set(keys)) < len(keys) or name in (self.tensors if of_items else self.sums):
+            raise Damaged(f"tensor {name!r} of one item occurs twice")
+        if not name and (not of_items or value.numel()):
             raise Damaged("a tensor has no name")
-        for item in self.items.values():
-            if {name: (value.dtype, value.shape) for name, value in item.items()} != {
-                name: (value.dtype, value.shape) for name, value in first.items()
-            }:
-                raise Damaged("the items of one batch have different tensors")
-        tensors = {name: torch.stack([item[name] for item in self.items.values()]) for name in first if name}
-        return Batch(tuple(self.items), tensors, self.sums)
+        if of_items:
+            self.keys, self.tensors[name] = keys, value
+        else:
+            self.sums[name] = value[0]
+
+    def batch(self) -> Batch:
+        if not self.keys:
+            raise Damaged("a sum over no items")
+        if self.tensors.pop("", None) is not None and self.tensors:
+            raise Damaged("a tensor has no name")
+        return Batch(tuple(self.keys), self.tensors, self.sums)
 
 
-def _tensor(name: str, dtype: str, shape: Sequence[Any], data: pa.Buffer) -> Tensor:
-    kind = _DTYPES.get(dtype)
-    if kind is None:
+def _bytes(name: str, dtype: str, shape: Sequence[Any]) -> int:
+    """How many one such tensor takes."""
+    if dtype not in _DTYPES:
         raise Damaged(f"tensor {name!r} is of an unknown dtype {dtype!r}")
     if any(size is None or size < 0 for size in shape):
         raise Damaged(f"tensor {name!r} has shape {shape}")
-    expected = math.prod(shape) * kind.itemsize
-    if data.size != expected:
-        raise Damaged(
-            f"tensor {name!r} has {data.size:,} bytes where {dtype} {list(shape)} takes {expected:,}"
-        )
-    if not expected:
-        return torch.empty(list(shape), dtype=kind)
-    # Copied: what arrow read may not be written to, and is shared by the whole shard.
-    return torch.frombuffer(bytearray(data), dtype=kind).reshape(list(shape))
+    return math.prod(shape) * _DTYPES[dtype].itemsize
 
 
 def _opened(source: Path | pa.BufferReader) -> pq.ParquetFile:

@@ -68,6 +68,8 @@ def _write(to: _Hash, value: Any) -> None:
             _leaf(to, b"c", _name(value).encode())
         case FunctionType() | BuiltinFunctionType():
             _leaf(to, b"r", _function(value).encode())
+        case _ if is_dataclass(value):
+            _fields(to, value, [field.name for field in fields(value) if field.compare])
         case BaseModel():
             _fields(to, value, [*type(value).model_fields, *(value.model_extra or {})])
         case tuple() | list():
@@ -85,8 +87,6 @@ def _write(to: _Hash, value: Any) -> None:
             _unordered(to, b"u", [_digest(part) for part in value])
         case Mapping():
             _unordered(to, b"m", [_digest(key) + _digest(part) for key, part in value.items()])
-        case _ if is_dataclass(value):
-            _fields(to, value, [field.name for field in fields(value) if field.compare])
         case _:
             raise TypeError(f"{_name(type(value))} has no content that could be known again")
 
