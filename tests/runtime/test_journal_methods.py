@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from patchkit import load
 from patchkit.data import Pair
 from patchkit.methods import activation_patching
 from patchkit.methods._node_options import NodeOptions
@@ -18,6 +19,7 @@ from patchkit.methods.attribution import Attribution, attribute
 from patchkit.model import PatchModel
 from patchkit.results.scores import Scores
 from tests.comparisons import pair
+from tests.families import build
 from tests.node_oracle import LONG, MIDDLE, SHORT
 
 PAIRS = [LONG, SHORT, MIDDLE]
@@ -127,3 +129,31 @@ def test_methods_of_attribution_are_not_mistaken_for_one_another(tmp_path: Path,
         counted.clear()
         attribute(model, [SHORT], ONE_PAIR_A_BATCH, method, checkpoint=tmp_path)
         assert counted == [1], method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_batches_and_fewer_pairs_take_what_was_finished(
+    name: str, tmp_path: Path, counted: list[int]
+) -> None:
+    """Neither the batch that an item was in, nor its place among the others, is a part of what it is."""
+    method, _ = METHODS[name]
+    model, _ = pair("llama-gqa")
+    whole = method(model, PAIRS, ONE_PAIR_A_BATCH, checkpoint=tmp_path)
+    counted.clear()
+    again = method(model, PAIRS, replace(ONE_PAIR_A_BATCH, max_batch_tokens=4096), checkpoint=tmp_path)
+    fewer = method(model, PAIRS[1:], ONE_PAIR_A_BATCH, checkpoint=tmp_path)
+    assert not counted
+    assert torch.equal(again.effects, whole.effects) and torch.equal(fewer.effects, whole.effects[1:])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_training_stage_is_not_mistaken(name: str, tmp_path: Path, counted: list[int]) -> None:
+    method, _ = METHODS[name]
+    before = method(load(build("llama-gqa")), [SHORT], ONE_PAIR_A_BATCH, checkpoint=tmp_path)
+    trained = build("llama-gqa")
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter *= 1.01
+    counted.clear()
+    after = method(load(trained), [SHORT], ONE_PAIR_A_BATCH, checkpoint=tmp_path)
+    assert counted and not torch.equal(after.effects, before.effects)
