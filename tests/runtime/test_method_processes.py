@@ -26,14 +26,13 @@ from patchkit.methods.attribution import attribute
 from patchkit.methods.causal_scrubbing import scrub
 from patchkit.methods.circuits import run_circuits
 from patchkit.methods.diagnostics import BoundOptions
-from patchkit.methods.edge_attribution import attribute_edges
+from patchkit.methods.edge_attribution import EdgeMethodName, attribute_edges
 from patchkit.methods.edge_patching import patch_edges
 from patchkit.methods.evaluate import evaluate
 from patchkit.methods.path_patching import patch_paths
 from patchkit.methods.verification import verify
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.circuit import Circuit
-from patchkit.results.edge_scores import EdgeMethodName
 from patchkit.runtime import Execution, Group, sharing, started_processes, use_execution
 from patchkit.runtime.processes import Group as AnyGroup
 from patchkit.studies.binding_hypotheses import BindingOptions, binding_inputs, hypotheses
