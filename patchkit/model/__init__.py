@@ -26,7 +26,6 @@ from patchkit.model.nodes import (
 )
 from patchkit.model.norms import Norm as Norm
 from patchkit.model.patch_model import PatchModel as PatchModel
-from patchkit.model.patch_model import Projection as Projection
 from patchkit.model.sites import (
     KINDS as KINDS,
 )
@@ -51,3 +50,4 @@ from patchkit.model.sites import (
 from patchkit.model.sites import (
     sites_of as sites_of,
 )
+from patchkit.model.weights import Projection as Projection

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from patchkit.errors import RunError
-from patchkit.model.sites import Site
+from patchkit.errors import InputError
+from patchkit.model.sites import KINDS, Site
 
 if TYPE_CHECKING:
     from patchkit.model.patch_model import PatchModel
@@ -36,8 +36,28 @@ def prepare(model: PatchModel, sites: Iterable[Site]) -> None:
 
 
 def raw_site(model: PatchModel, site: Site) -> Tensor:
-    """The very tensor the forward uses at this site, in the family's own layout; gradients are taken at it."""
-    block, arch, dims = model.block(site.layer), model.arch, model.dims
+    """The very tensor the forward uses at this site, in the family's own layout; gradients are taken at it.
+
+    Raises:
+        InputError: it has not the width that the site has in a model of these sizes.
+    """
+    raw = _found(model, site)
+    kind, dims = KINDS[site.kind], model.dims
+    width = kind.count(dims) * kind.width(dims)
+    if site.kind in _PROJECTION and model.arch.packing != "separate":
+        width = (dims.n_heads + 2 * dims.n_kv_heads) * dims.d_head
+    found = raw.shape[-1] * (raw.shape[1] if site.kind in _ATTENTION_ARGUMENT else 1)
+    if found != width:
+        raise InputError(
+            f"{model.name}: site {site} holds {found} numbers a token, expected {width}. Either the model is sharded by "
+            "tensor parallelism, of which one device sees a slice only: load it with device_map instead; or the "
+            f"architecture table of family '{model.arch.family}' names the wrong module"
+        )
+    return raw
+
+
+def _found(model: PatchModel, site: Site) -> Tensor:
+    block, arch = model.block(site.layer), model.arch
     match site.kind:
         case "resid_pre":
             return block.input
@@ -56,9 +76,9 @@ def raw_site(model: PatchModel, site: Site) -> Tensor:
         case "mlp_out":
             return module_at(block, arch.mlp_out_path).output
         case "z":
-            return _full(module_at(block, arch.out_proj).input, dims.n_heads * dims.d_head, site)
+            return module_at(block, arch.out_proj).input
         case "neuron":
-            return _full(_neurons(model, block).input, dims.d_mlp, site)
+            return _neurons(model, block).input
         case "q" | "k" | "v":
             return _attention_call(block, arch.attn).inputs[0][_ATTENTION_ARGUMENT[site.kind]]
     return module_at(block, arch.qkv[_PROJECTION[site.kind] if arch.packing == "separate" else 0]).output
@@ -172,16 +192,6 @@ def _neurons(model: PatchModel, block: Any) -> Any:
     # `check_site` has refused the sites that are not there.
     assert model.arch.neurons is not None
     return module_at(block, model.arch.neurons)
-
-
-def _full(activation: Tensor, width: int, site: Site) -> Tensor:
-    """Refuses an activation of which only one device's slice was handed over (tensor parallelism)."""
-    if activation.shape[-1] != width:
-        raise RunError(
-            f"site {site}: read {activation.shape[-1]} columns, expected {width}. The model is probably sharded by "
-            "tensor parallelism; load it with device_map instead"
-        )
-    return activation
 
 
 def _unpack(model: PatchModel, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:

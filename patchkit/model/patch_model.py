@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from nnsight.intervention.source import STATE
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
@@ -18,17 +17,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from patchkit.errors import InputError
 from patchkit.model.architectures import Architecture
 from patchkit.model.dims import Dims
-from patchkit.model.norms import Norm, norm_of
+from patchkit.model.weights import Weights, execution_device, present
 
 #: Elements of each weight that `content_key` reads.
 _SAMPLED = 4096
-
-
-class Projection(NamedTuple):
-    """One of the three maps of an attention, per head: x @ weight[h] + bias[h]. Views of the model's weights."""
-
-    weight: Float[Tensor, "head d_model d_head"]
-    bias: Float[Tensor, "head d_head"] | None
 
 
 class Frozen:
@@ -46,7 +38,7 @@ class Frozen:
             parameter.requires_grad_(True)
 
 
-class PatchModel:
+class PatchModel(Weights):
     """A model that patchkit can read and patch. Made by `patchkit.load`; the HF model inside is not modified.
 
     Attributes:
@@ -121,10 +113,6 @@ class PatchModel:
         """The nnsight envoy of a block."""
         return attrgetter(self.arch.layers)(self.lm)[layer]
 
-    def block_module(self, layer: int) -> nn.Module:
-        """The HF module of a block."""
-        return attrgetter(self.arch.layers)(self.hf)[layer]
-
     def layer_device(self, layer: int) -> torch.device | None:
         """Where a layer computes, to which accelerate brings its weights if they are offloaded; None where that is not
         known here, as of a model that was opened lazily."""
@@ -135,85 +123,6 @@ class PatchModel:
                 return device
         parameter = next(block.parameters())
         return None if parameter.is_meta else parameter.device
-
-    def w_o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O of a layer, per head: a view of the model's weight.
-
-        attn_out before any post-norm = sum_h z_h @ W_O[h] + b_O. Of an offloaded layer the stored copy
-        is read.
-        """
-        module = attrgetter(self.arch.out_proj)(self.block_module(layer))
-        weight = _present(module, "weight")
-        weight = weight if _is_conv1d(module) else weight.T
-        heads, width = self.dims.n_heads, self.dims.d_head
-        if tuple(weight.shape) != (heads * width, self.dims.d_model):
-            raise InputError(
-                f"{self.name}: W_O of layer {layer} has shape {tuple(weight.shape)}, expected "
-                f"{(heads * width, self.dims.d_model)}; a tensor-parallel shard cannot be used"
-            )
-        return weight.unflatten(0, (heads, width))
-
-    def b_o(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """The output projection's bias, or None."""
-        module = attrgetter(self.arch.out_proj)(self.block_module(layer))
-        return None if module.bias is None else _present(module, "bias")
-
-    def projections(self, layer: int) -> tuple[Projection, Projection, Projection]:
-        """The query, key and value projections of a layer, per head; of an offloaded layer the stored copies."""
-        block, dims = self.block_module(layer), self.dims
-        counts = (dims.n_heads, dims.n_kv_heads, dims.n_kv_heads)
-        weights, biases = [], []
-        for path in self.arch.qkv:
-            module = attrgetter(path)(block)
-            weight = _present(module, "weight")
-            weights.append(weight if _is_conv1d(module) else weight.T)
-            biases.append(None if module.bias is None else _present(module, "bias"))
-        if self.arch.packing == "per_head":
-            # Columns are (head, which of the three, d_head).
-            split = weights[0].unflatten(1, (dims.n_heads, 3, dims.d_head)).unbind(2)
-            none = (None, None, None)
-            shifts = (
-                none
-                if biases[0] is None
-                else biases[0].unflatten(0, (dims.n_heads, 3, dims.d_head)).unbind(1)
-            )
-        else:
-            if self.arch.packing == "stacked":
-                widths = [count * dims.d_head for count in counts]
-                weights = list(weights[0].split(widths, dim=1))
-                biases = [None] * 3 if biases[0] is None else list(biases[0].split(widths))
-            split = [w.unflatten(1, (count, dims.d_head)) for w, count in zip(weights, counts, strict=True)]
-            shifts = [
-                None if b is None else b.unflatten(0, (count, dims.d_head))
-                for b, count in zip(biases, counts, strict=True)
-            ]
-        q, k, v = (Projection(w.transpose(0, 1), b) for w, b in zip(split, shifts, strict=True))
-        return q, k, v
-
-    def attention_norm(self, layer: int) -> Norm | None:
-        """The norm that a layer's attention reads the stream through, or None."""
-        return self._norm(self.arch.attn_norm, self.block_module(layer))
-
-    def mlp_norm(self, layer: int) -> Norm | None:
-        """The norm that a layer's MLP reads the stream through, or None."""
-        return self._norm(self.arch.mlp_norm, self.block_module(layer))
-
-    def attention_post_norm(self, layer: int) -> Norm | None:
-        """The norm between a layer's heads and the stream, or None."""
-        return self._norm(self.arch.attn_out, self.block_module(layer))
-
-    def final_norm(self) -> Norm:
-        """The norm before the unembedding."""
-        found = self._norm(self.arch.final_norm, self.hf)
-        assert found is not None
-        return found
-
-    def _norm(self, path: str | None, root: nn.Module) -> Norm | None:
-        if path is None:
-            return None
-        module = attrgetter(path)(root)
-        bias = None if getattr(module, "bias", None) is None else _present(module, "bias")
-        return norm_of(module, self.arch.norm_offset, _present(module, "weight"), bias)
 
     def fingerprint(self) -> str:
         """A digest of the weights' metadata (names, shapes, dtypes) and of the config.
@@ -243,7 +152,7 @@ class PatchModel:
                 own = {*module._parameters, *module._buffers} - module._non_persistent_buffers_set
                 for own_name in sorted(own):
                     if getattr(module, own_name) is not None:
-                        digest.update(f"{name}.{own_name} ".encode() + _sample(_present(module, own_name)))
+                        digest.update(f"{name}.{own_name} ".encode() + _sample(present(module, own_name)))
             self._content_key = digest.hexdigest()[:32]
         return self._content_key
 
@@ -293,30 +202,6 @@ def own_forwards(root: nn.Module) -> dict[nn.Module, Any]:
     return found
 
 
-def execution_device(module: nn.Module) -> torch.device | None:
-    """Where accelerate has a module compute, None without a hook of its own that says so."""
-    for hook in _accelerate_hooks(module):
-        device = getattr(hook, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    return None
-
-
-def _accelerate_hooks(module: nn.Module) -> list[Any]:
-    hook = module.__dict__.get("_hf_hook")
-    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
-
-
-def _present(module: nn.Module, name: str) -> Tensor:
-    """A parameter, from accelerate's store where it is offloaded."""
-    value = getattr(module, name)
-    if value.is_meta:
-        for hook in _accelerate_hooks(module):
-            if getattr(hook, "weights_map", None) is not None:
-                return hook.weights_map[name]
-    return value
-
-
 def _sample(value: Tensor) -> bytes:
     """Some elements from all over a weight, a small one's all; of one that lies nowhere, that it was not read."""
     if value.is_meta:
@@ -327,7 +212,3 @@ def _sample(value: Tensor) -> bytes:
         spread = torch.arange(_SAMPLED) * 10_368_889 % (1 << 24)
         flat = flat[(spread * len(flat) >> 24).to(flat.device)]
     return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"

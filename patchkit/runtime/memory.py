@@ -20,7 +20,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from patchkit.errors import PatchkitError
 from patchkit.model import PatchModel
-from patchkit.model.patch_model import execution_device
+from patchkit.model.weights import execution_device
 from patchkit.runtime import _process_memory
 
 #: What says so beside the texts that accelerate knows. Each is from the source of the library that says it.

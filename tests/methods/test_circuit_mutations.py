@@ -21,7 +21,7 @@ from patchkit.methods._acdc_trials import Trials
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.model import PatchModel
 from patchkit.model.edges import EdgeGraph
-from patchkit.model.patch_model import Projection
+from patchkit.model.weights import Projection
 from patchkit.results.circuit import Circuit
 from patchkit.tracing import _circuit_cut, circuit
 from patchkit.tracing._circuit_inputs import Inputs
