@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchkit.errors import InputError
+from patchkit.errors import InputError, one_line
 from patchkit.model import KINDS, Dims, Site, check_site, in_order, node_name, parse_node, sites_of
 
 DIMS = Dims(
@@ -169,7 +169,7 @@ def test_any_text_is_a_name_or_an_input_error(text: str) -> None:
     try:
         site, index = parse_node(text, DIMS)
     except InputError as error:
-        assert text in str(error)
+        assert one_line(text) in str(error)
     else:
         check_site(site, DIMS)
         assert 0 <= index < KINDS[site.kind].count(DIMS)
