@@ -69,6 +69,35 @@ def test_an_interrupted_mask_that_goes_on_is_the_uninterrupted_one(
     assert not any(stage.startswith("training") for stage in third.stages)
 
 
+@pytest.mark.parametrize(
+    "objective", [Objective("cross-entropy", "l0.5"), Objective("published", "hard-concrete")], ids=str
+)
+def test_a_path_goes_on_at_the_lambda_where_it_stopped(
+    objective: Objective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {
+        "seeds": (1,),
+        "own_masks": False,
+        "objective": objective,
+        "schedule": replace(PLAN, lambdas=(0.3, 0.2)),
+    }
+    whole = learn(**asked)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path, Recorder("training seed 1"), **asked)
+    described = tmp_path / "seed 1.json"
+    first = described.read_text()
+    assert len(json.loads(first)["points"]) == 1
+    real, steps = _mask_steps.row_losses, []
+    monkeypatch.setattr(_mask_steps, "row_losses", lambda *given: steps.append(1) or real(*given))
+    groups = 2 if objective.alternates_steps else 1
+    assert same(learn(tmp_path, **asked), whole)
+    assert len(steps) == groups * PLAN.steps_after
+    # Stopped between the two files, one mask is not described yet; it is trained again.
+    described.write_text(first)
+    assert same(learn(tmp_path, **asked), whole)
+    assert len(steps) == 2 * groups * PLAN.steps_after
+
+
 def test_seeds_may_be_added_to_a_run(tmp_path: Path) -> None:
     learn(tmp_path, seeds=(0,), own_masks=False)
     stages = Recorder()
