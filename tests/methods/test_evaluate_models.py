@@ -260,11 +260,21 @@ def test_a_finished_part_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
         if label == "random circuits":
             raise Stopped
 
+    genuine, calls = running.circuit_logits, list[int]()
+
+    def counted(*args: Any, **given: Any) -> Any:
+        calls.append(1)
+        return genuine(*args, **given)
+
+    monkeypatch.setattr(running, "circuit_logits", counted)
+    whole = evaluate(model, pairs, true, EdgeOptions(), asked)
+    undisturbed = len(calls)
+    calls.clear()
     with pytest.raises(Stopped):
         run(progress=stop)
-    parts = {path.name for path in tmp_path.iterdir()}
-    assert {"circuits", "completeness-random", "completeness-greedy"} <= parts
+    before = len(calls)
     first = run()
+    assert first == whole and len(calls) == undisturbed and before > 1
 
     def never(*args: Any, **given: Any) -> Any:
         raise AssertionError("run again")
