@@ -36,6 +36,21 @@ def exists(path: Path) -> bool:
     return True
 
 
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory at a path. InputError as `exists`."""
+    return exists(path) and path.is_dir()
+
+
+def names_in(directory: Path) -> list[str]:
+    """Names of what is in a directory, sorted. InputError where the system does not say."""
+    try:
+        return sorted(item.name for item in directory.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{directory}: cannot be looked into: {_reason(error)}. Check its permissions."
+        ) from error
+
+
 def require_file(path: Path, what: str = "a file") -> None:
     """Raises InputError where there is no file at a path; `what` says what was expected."""
     if not exists(path):

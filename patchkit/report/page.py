@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patchkit.errors import InputError
+from patchkit.reading import exists, is_directory, names_in
 from patchkit.report import _edge_page as edge_page
 from patchkit.report import _ioi_page as ioi_page
 from patchkit.report import _mask_sections as from_mask
@@ -38,15 +39,15 @@ def write_report(directory: Path | str) -> Path:
     Raises InputError naming what was expected when it holds no result.
     """
     directory = Path(directory)
-    if not directory.is_dir():
+    if not is_directory(directory):
         found = "a file" if directory.exists() else "nothing"
         raise InputError(
             f"{directory}: expected the directory of a finished run (its --out), found {found} there."
         )
     for header, (_, writer) in _writers().items():
-        if (directory / header).exists():
+        if exists(directory / header):
             return writer(directory)
-    held = ", ".join(sorted(path.name for path in directory.iterdir())[:6]) or "nothing"
+    held = ", ".join(names_in(directory)[:6]) or "nothing"
     known = ", ".join(f"{header} (of {command})" for header, (command, _) in _writers().items())
     raise InputError(
         f"{directory}: expected one of {known}; the directory holds {held}. "

@@ -13,7 +13,7 @@ import torch
 from patchkit.errors import InputError
 from patchkit.model.dims import Dims
 from patchkit.model.edges import EdgeGraph
-from patchkit.reading import read_bytes, read_text
+from patchkit.reading import exists, is_directory, names_in, read_bytes, read_text
 from patchkit.results._circuit_files import CIRCUIT
 from patchkit.results._edge_files import EDGES
 from patchkit.results.circuit import Circuit
@@ -55,7 +55,7 @@ def read_circuit(path: Path | str, dims: Dims) -> CircuitSource:
     """
     path = Path(path)
     native = EdgeGraph.of(dims)
-    if path.is_dir():
+    if is_directory(path):
         return CircuitSource(_of_directory(path, native))
     if path.name == CIRCUIT:
         return CircuitSource(_checked(path, Circuit.load(path.parent), native))
@@ -68,11 +68,11 @@ def read_circuit(path: Path | str, dims: Dims) -> CircuitSource:
 
 
 def _of_directory(path: Path, native: EdgeGraph) -> EdgeScores | Circuit:
-    if (path / EDGES).exists():
+    if exists(path / EDGES):
         return _checked(path, EdgeScores.load(path), native)
-    if (path / CIRCUIT).exists():
+    if exists(path / CIRCUIT):
         return _checked(path, Circuit.load(path), native)
-    present = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+    present = ", ".join(names_in(path)[:8]) or "nothing"
     raise InputError(
         f"{path}: expected the finished run of a command that scores edges ({EDGES}) or a saved circuit ({CIRCUIT}), "
         f"found {present}. Of a folder with graph files name one of them"

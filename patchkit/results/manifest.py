@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from patchkit.errors import InputError, RunError
-from patchkit.reading import exists
+from patchkit.reading import exists, names_in
 from patchkit.results._manifest_fields import Failure as Failure
 from patchkit.results._manifest_fields import InputFile as InputFile
 from patchkit.results._manifest_fields import Manifest as Manifest
@@ -245,9 +245,4 @@ def _entries(path: Path) -> list[str]:
         return []
     if not path.is_dir():
         raise InputError(f"{path}: expected a directory for --out, found a file. Choose another directory.")
-    try:
-        return sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be looked into: {error.strerror}. Check its permissions."
-        ) from error
+    return [name for name in names_in(path) if not name.startswith(".")]

@@ -20,6 +20,7 @@ import torch
 from patchkit.errors import InputError
 from patchkit.files import atomic_write
 from patchkit.model.edges import EdgeGraph
+from patchkit.reading import is_directory, names_in
 from patchkit.results.circuit import SELECTIONS, Circuit
 from patchkit.results.curves import FRACTIONS
 from patchkit.results.edge_scores import EdgeScores
@@ -162,7 +163,7 @@ def read_folder(folder: Path | str) -> MibFolder:
             should be.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_directory(folder):
         raise InputError(
             f"{folder}: expected a folder <task>_<model>, found {'a file' if folder.exists() else 'none'}."
         )
@@ -171,7 +172,7 @@ def read_folder(folder: Path | str) -> MibFolder:
         raise InputError(
             f"{folder}: expected a name <task>_<model>, such as ioi_gpt2, found '{folder.resolve().name}'."
         )
-    paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    paths = [folder / name for name in names_in(folder) if Path(name).suffix in SUFFIXES]
     if len(paths) not in (1, len(LIMITS)):
         raise InputError(
             f"{folder}: expected one file of importances or {len(LIMITS)} circuits ({' or '.join(SUFFIXES)}), found "

@@ -332,7 +332,13 @@ SCORES = Specimen(
     lambda d: plain(Scores.load(d)),
     optional=("verification.json", "bound.json"),
 )
-MASK = Specimen("mask", _mask, ("mask.json", "mask.safetensors", "study.json"), _mask_report)
+MASK = Specimen(
+    "mask",
+    _mask,
+    ("mask.json", "mask.safetensors", "study.json"),
+    _mask_report,
+    optional=("study.json",),
+)
 EVALUATION = model_specimen("evaluation", test_evaluation_page.build(), "evaluation.json")
 PATHS = model_specimen("paths", test_paths_page.build(), "paths.json")
 SCRUBBING = model_specimen(
