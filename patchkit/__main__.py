@@ -1,4 +1,4 @@
-"""`python -m patchkit`: the same as `patchkit`, for launchers that start modules (`accelerate launch -m`, `torchrun -m`)."""
+"""`python -m patchkit`: the same as `patchkit`, for launchers that start modules (`accelerate launch -m`)."""
 
 from __future__ import annotations
 

@@ -133,7 +133,8 @@ def execution_device(module: nn.Module) -> torch.device | None:
     for hook in _accelerate_hooks(module):
         device = getattr(hook, "execution_device", None)
         if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+            # A bare number is one of the accelerator's, whichever that is.
+            return torch.device(device)
     return None
 
 
