@@ -24,7 +24,7 @@ from _measure import write
 from _random_llama import Meter, build, pairs_of
 
 from patchkit.methods import EdgeOptions, attribute_edges, patch_edges, run_circuits
-from patchkit.methods.edge_plans import edges_cost
+from patchkit.methods._edge_cost import attribution_cost
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.circuit import top_n
 from patchkit.results.edge_scores import EdgeMethod
@@ -63,7 +63,7 @@ def measure(model: PatchModel, meter: Meter, count: int, tokens: int) -> dict[st
     exact, room_exact, patched = meter(lambda: patch_edges(model, pairs, options, edges=mask), 1)
     known = mask & scores.mean.isfinite()
     agree = torch.stack([scores.mean[known].double(), patched.mean[known].double()])
-    plan = edges_cost(model.dims, EdgeMethod(name="eap"))([tokens] * count)
+    plan = attribution_cost(model.dims, [tokens] * count, EdgeMethod(name="eap"), model.dims.group > 1)
     return {
         "pairs": count,
         "tokens": tokens,
@@ -93,7 +93,7 @@ def measure(model: PatchModel, meter: Meter, count: int, tokens: int) -> dict[st
                 "eap-ig-inputs": room_path,
                 "circuit": room_run,
                 "exact": room_exact,
-                "eap planned beyond F+B": plan.bytes,
+                "eap planned": plan.bytes + (plan.passes or 0),
             }.items()
         },
         "sample: correlation of eap with exact": round(float(torch.corrcoef(agree)[0, 1]), 4),

@@ -29,6 +29,7 @@ from patchkit.cli.run_options import RunOptions, runs
 from patchkit.results.manifest import open_run_dir
 from patchkit.results.study import VariableBindingStudy
 from patchkit.runtime import without_failures
+from patchkit.runtime.plan_words import Machine
 from patchkit.studies.published import (
     SAMPLES,
     compare_with_published,
@@ -74,7 +75,8 @@ def main(
     )
     if plan:
         lazy = load(model, lazy=True, dtype=shared.dtype)
-        _show(plan_published(lazy, options).lines())
+        machine = Machine(processes=shared.num_processes or 1)
+        _show(plan_published(lazy, options, machine, shared.gpus_per_replica or 1).lines())
         return
     with open_run_dir(out, "reproduce-variable-binding", options_of(ctx), shared.resume) as run:
         if run.done:

@@ -22,6 +22,7 @@ from patchkit.cli.run_options import RunOptions, runs
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
+    from patchkit.methods import MaskOptions
     from patchkit.model import PatchModel
 
 _MASK = "Mask"
@@ -99,31 +100,17 @@ def mask(
     """Learn a sparse mask over components from desiderata, and test it against its baselines."""
     if (desiderata is None) == (task is None):
         raise InputError("give either --desiderata FILE or --task NAME, one of the two")
-    from patchkit.methods import MaskOptions, Objective, Schedule, learn_mask
+    from patchkit.methods import learn_mask
     from patchkit.results.manifest import open_run_dir
     from patchkit.runtime import without_failures
 
-    options = MaskOptions(
-        components=words_of(components, "--components"),
-        position=position,
-        train_on=words_of(train_on, "--train-on") if train_on is not None else None,
-        objective=Objective(loss, sparsity),
-        schedule=Schedule(lambdas=_lambdas(lambdas, sparsity), steps=steps, steps_after=steps_after, lr=lr),
-        seeds=tuple(range(shared.seed, shared.seed + mask_seeds)),
-        own_masks=own_masks,
-        random_sets=random_sets,
-        max_batch_tokens=shared.batch_tokens,
-    )
-    if task is not None and options.train_on is None:
-        from patchkit.tasks import get
-
-        options = replace(options, train_on=get(task).trained or None)
+    options = mask_options(ctx.params, shared)
     with open_run_dir(out, "mask", options_of(ctx), shared.resume) as run:
         if run.done:
             finished(run, shared.quiet)
             return
         loaded = open_model(model, shared)
-        triples, descriptions, excluded = _triples(
+        triples, descriptions, excluded = mask_triples(
             loaded, desiderata, task, options.train_on, n, shared.seed, answer_first_token
         )
         begin_mask(run, loaded, options, shared.seed)
@@ -141,7 +128,34 @@ def mask(
         end_mask(run, result, left_out, shared.quiet)
 
 
-def _triples(
+def mask_options(given: dict[str, Any], shared: RunOptions) -> MaskOptions:
+    """The options of the command as the method takes them."""
+    from patchkit.methods import MaskOptions, Objective, Schedule
+
+    options = MaskOptions(
+        components=words_of(given["components"], "--components"),
+        position=given["position"],
+        train_on=None if given["train_on"] is None else words_of(given["train_on"], "--train-on"),
+        objective=Objective(given["loss"], given["sparsity"]),
+        schedule=Schedule(
+            lambdas=_lambdas(given["lambdas"], given["sparsity"]),
+            steps=given["steps"],
+            steps_after=given["steps_after"],
+            lr=given["lr"],
+        ),
+        seeds=tuple(range(shared.seed, shared.seed + given["mask_seeds"])),
+        own_masks=given["own_masks"],
+        random_sets=given["random_sets"],
+        max_batch_tokens=shared.batch_tokens,
+    )
+    if given["task"] is not None and options.train_on is None:
+        from patchkit.tasks import get
+
+        options = replace(options, train_on=get(given["task"]).trained or None)
+    return options
+
+
+def mask_triples(
     model: PatchModel,
     file: Path | None,
     task: str | None,

@@ -31,7 +31,7 @@ from patchkit.errors import InputError
 
 if TYPE_CHECKING:
     from patchkit.data import Pair
-    from patchkit.methods import NodeOptions
+    from patchkit.methods import Method, NodeOptions
     from patchkit.model import PatchModel
     from patchkit.results.scores import Scores
     from patchkit.runtime import Progress
@@ -167,15 +167,7 @@ def attribute(
     """Estimate the effect of every node from gradients, and prove it: AtP, AtP* and their parts."""
     from patchkit import methods
 
-    chosen = one_of(methods.METHODS, method, "--method")
-    if verify is not None and verify < 1:
-        raise InputError(f"--verify {verify}: expected the number of top nodes to patch exactly, at least 1")
-    if sample is not None and (verify is None or sample < 0):
-        raise InputError(
-            f"--sample {sample}: expected a number of at least 0 beside --verify K, which it belongs to"
-        )
-    if bound is not None and not 0 < bound < 1:
-        raise InputError(f"--bound {bound:g}: expected a risk between 0 and 1, such as 0.05")
+    chosen = proof_options(ctx.params)
 
     def estimate(
         loaded: PatchModel, made: Sequence[Pair], options: NodeOptions, progress: Progress, **more: Any
@@ -211,6 +203,23 @@ def attribute(
     _run(ctx, shared, "attribute", estimate)
 
 
+def proof_options(given: dict[str, Any]) -> Method:
+    """The method of `attribute`; InputError for one that does not exist, and for proofs that make no sense."""
+    from patchkit import methods
+
+    chosen = one_of(methods.METHODS, given["method"], "--method")
+    verify, sample, bound = given["verify"], given["sample"], given["bound"]
+    if verify is not None and verify < 1:
+        raise InputError(f"--verify {verify}: expected the number of top nodes to patch exactly, at least 1")
+    if sample is not None and (verify is None or sample < 0):
+        raise InputError(
+            f"--sample {sample}: expected a number of at least 0 beside --verify K, which it belongs to"
+        )
+    if bound is not None and not 0 < bound < 1:
+        raise InputError(f"--bound {bound:g}: expected a risk between 0 and 1, such as 0.05")
+    return chosen
+
+
 def _run(ctx: typer.Context, shared: RunOptions, command: str, work: Callable[..., Scores]) -> None:
     """What both commands do: read the options and the pairs, `work`, save the scores and show them."""
     given = ctx.params
@@ -218,7 +227,7 @@ def _run(ctx: typer.Context, shared: RunOptions, command: str, work: Callable[..
     from patchkit.results.manifest import open_run_dir
     from patchkit.runtime import without_failures
 
-    options = _options(given, shared)
+    options = node_options(given, shared)
     with open_run_dir(given["out"], command, options_of(ctx), shared.resume) as run:
         if run.done:
             finished(run, shared.quiet)
@@ -233,7 +242,8 @@ def _run(ctx: typer.Context, shared: RunOptions, command: str, work: Callable[..
         end_nodes(run, scores, left_out, shared.quiet)
 
 
-def _options(given: dict[str, Any], shared: RunOptions) -> NodeOptions:
+def node_options(given: dict[str, Any], shared: RunOptions) -> NodeOptions:
+    """The options of either command as the methods take them."""
     from patchkit.methods import ABLATIONS, DIRECTIONS, NodeOptions
 
     return NodeOptions(

@@ -105,14 +105,8 @@ def paths(
     given = ctx.params
     check_pairs(given)
     how = one_of(("recomputed", "frozen"), mlps, "--mlps")
-    if iterative and (senders is not None or receivers is not None):
-        raise InputError(
-            "--iterative asks about every sender and starts at the logits; leave --senders and --receivers out"
-        )
-    if stage and not iterative:
-        raise InputError("--stage belongs to --iterative; give both")
     options = edge_options(given, shared)
-    plans = _plans(stage, k, threshold, stages) if iterative else []
+    plans = stage_plans(given)
     from patchkit import methods
     from patchkit.results.manifest import open_run_dir
     from patchkit.runtime import without_failures
@@ -144,15 +138,24 @@ def paths(
         end_paths(run, found, left_out, shared.quiet)
 
 
-def _plans(stage: list[str] | None, k: int, threshold: float, stages: int) -> list[StagePlan]:
+def stage_plans(given: dict[str, Any]) -> list[StagePlan]:
+    """The stages of `--iterative`, none without it; InputError for options that do not go together."""
+    if given["iterative"] and (given["senders"] is not None or given["receivers"] is not None):
+        raise InputError(
+            "--iterative asks about every sender and starts at the logits; leave --senders and --receivers out"
+        )
+    if given["stage"] and not given["iterative"]:
+        raise InputError("--stage belongs to --iterative; give both")
+    if not given["iterative"]:
+        return []
     from patchkit.methods import StagePlan
 
-    if not stage:
+    if not given["stage"]:
         return [
-            StagePlan(name=f"stage {number + 1}", k=k, threshold=threshold, letters="qkv")
-            for number in range(stages)
+            StagePlan(name=f"stage {number + 1}", k=given["k"], threshold=given["threshold"], letters="qkv")
+            for number in range(given["stages"])
         ]
-    return [StagePlan(**_fields(text)) for text in stage]
+    return [StagePlan(**_fields(text)) for text in given["stage"]]
 
 
 def _fields(text: str) -> dict[str, Any]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from patchkit.cli.console import give, hush_loading, plain_table, results
-from patchkit.cli.edges import check_own_options
-from patchkit.cli.evaluate import evaluate_options
-from patchkit.cli.given import given_pairs
-from patchkit.cli.options import batch_tokens, one_of
+from patchkit.cli.console import hush_loading, say
+from patchkit.cli.options import one_of
+from patchkit.cli.plan_stages import models_of, shared_options, stages_of
+from patchkit.cli.plan_table import show_plan
 from patchkit.errors import InputError
 
 if TYPE_CHECKING:
-    from patchkit.data import Pair
-    from patchkit.methods.edge_plans import CostOfLengths
-    from patchkit.model import PatchModel
-    from patchkit.runtime.plan import Plan
+    from patchkit.cli.run_options import RunOptions
+    from patchkit.runtime.plan_words import Machine
 
-PLANNED = ("edges", "evaluate", "paths")
+PLANNED = ("demo", "patch", "attribute", "mask", "edges", "paths", "evaluate", "study")
 
 
 def plan(
@@ -29,35 +25,52 @@ def plan(
     tokens: Annotated[
         int,
         typer.Option(
-            "--tokens", min=2, help="Length of a prompt, where no pairs are given (--n says how many)."
+            "--tokens", min=2, help="Length of a prompt, where no data is given (--n says how many)."
         ),
     ] = 32,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure/--no-measure", help="Run two batches for the time, if the weights are here."),
+    ] = True,
+    flops: Annotated[
+        float | None, typer.Option("--flops", help="Operations a second that are reached, as 3e14.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", help="GB of a device; default: of the GPU here, if there is one."),
+    ] = None,
 ) -> None:
-    """Forwards, memory and disk of a command, without running it: patchkit plan edges --model DIR --method eap."""
+    """Forwards, memory, time and disk of a command, without running it: patchkit plan edges --model DIR --method eap."""
     one_of(PLANNED, command, "plan")
+    for option, value in (("--flops", flops), ("--memory", memory)):
+        if value is not None and not value > 0:
+            raise InputError(f"{option} {value:g}: expected a number above 0")
     group: Any = ctx.find_root().command
     inner = _parsed(ctx, group.get_command(ctx, command), list(ctx.args))
-    from patchkit.runtime import MAX_BATCH_TOKENS
-    from patchkit.runtime.plan import make_plan
+    shared = shared_options(inner)
     from patchkit.zoo.load import load
 
     hush_loading()
-    model = load(inner["model"], lazy=True, dtype=inner["dtype"])
-    pairs, made_up = _pairs(model, inner, tokens)
-    cost, disk, backward = _cost(model, command, inner, pairs)
-    embedded = model.dims.vocab_size * model.dims.d_model
-    total = sum(parameter.numel() for parameter in model.hf.parameters())
-    found = make_plan(
-        model.dims,
-        [len(pair.clean_ids) for pair in pairs],
-        cost,
-        parameters=total - embedded,
-        itemsize=model.dtype.itemsize,
-        max_batch_tokens=batch_tokens(inner["max_batch_tokens"]) or MAX_BATCH_TOKENS,
-        disk=disk,
-        backward=backward,
-    )
-    _show(model, command, found, made_up)
+    machine = _machine(shared, flops, memory)
+    for name in models_of(command, inner):
+        how: dict[str, Any] = {"dtype": shared.dtype, "attn_implementation": shared.attn_implementation}
+        model = load(name, lazy=True, **how)
+        found = stages_of(model, command, inner, tokens)
+        loaded = load(name, **how) if measure and flops is None and weights_here(name) else None
+        if loaded is not None:
+            say(
+                "Two batches of each stage are run to measure the time; --no-measure leaves that out.",
+                shared.quiet,
+            )
+        show_plan(
+            f"patchkit plan {command}",
+            model,
+            found,
+            machine,
+            budget=shared.batch_tokens,
+            devices=shared.gpus_per_replica or 1,
+            loaded=loaded,
+        )
 
 
 def _parsed(ctx: typer.Context, command: Any, words: list[str]) -> dict[str, Any]:
@@ -68,82 +81,33 @@ def _parsed(ctx: typer.Context, command: Any, words: list[str]) -> dict[str, Any
         return dict(inner.params)
 
 
-def _pairs(model: PatchModel, given: dict[str, Any], tokens: int) -> tuple[Sequence[Pair], bool]:
-    from patchkit.methods.edge_plans import synthetic_pairs
+def _machine(shared: RunOptions, flops: float | None, memory: float | None) -> Machine:
+    import torch
 
-    if given["pairs"] is None and given["task"] is None:
-        return synthetic_pairs(given["n"], tokens), True
-    if given["pairs"] is not None and given["task"] is not None:
-        raise InputError(
-            "give either --pairs FILE or --task NAME, one of the two, or neither for a plan by length"
-        )
-    return given_pairs(model, given), False
+    from patchkit.runtime.plan_words import Machine
 
-
-def _cost(
-    model: PatchModel, command: str, given: dict[str, Any], pairs: Sequence[Pair]
-) -> tuple[CostOfLengths, int, bool]:
-    """(cost of a batch of prompts by their lengths, bytes of the results, whether gradients are taken)."""
-    from patchkit.methods import edge_plans
-    from patchkit.methods.edge_attribution import edge_method
-    from patchkit.model import EdgeGraph
-    from patchkit.results.edge_scores import EdgeMethod
-
-    graph = EdgeGraph.of(model.dims)
-    cells = graph.n_senders * graph.n_receivers
-    if command == "edges":
-        check_own_options(given)
-        name = given["method"]
-        by_gradient = name not in ("exact", "acdc")
-        method = (
-            edge_method(name, given["steps"], given["ig_rule"], given["qk_fix"], given["graddrop"])
-            if by_gradient
-            else EdgeMethod(name=name)
-        )
-        # Means and their sizes, graph.pt, and some 60 characters an edge in graph.json.
-        disk = 2 * 4 * cells + 5 * cells + 60 * graph.n_edges
-        disk += 4 * cells * len(pairs) * bool(given["keep_pairs"])
-        return edge_plans.edges_cost(model.dims, method), disk, by_gradient and name != "ifr"
-    if command == "paths":
-        plain = edge_plans.paths_cost(model.dims, given["stages"] if given["iterative"] else 1)
-        return plain, 100 * graph.n_senders * len(pairs), False
-    asked = evaluate_options(given)
-    sizes = list(asked.sizes)
-    if asked.curve:
-        from patchkit.results.curves import FRACTIONS
-
-        sizes += 2 * [round(fraction * graph.n_edges) for fraction in FRACTIONS]
-    if not sizes:
-        raise InputError("plan evaluate needs --top-n or --curve: what is evaluated is not read for a plan")
-    return edge_plans.circuits_cost(model.dims, sizes), 40 * len(sizes) * len(pairs), False
+    here = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    held = None if here is None else float(here.total_memory)
+    return Machine(
+        processes=shared.num_processes or 1,
+        memory=held if memory is None else 1e9 * memory,
+        device="" if here is None else here.name,
+        rate=flops,
+    )
 
 
-def _show(model: PatchModel, command: str, found: Plan, made_up: bool) -> None:
-    from patchkit.model import EdgeGraph
-    from patchkit.runtime.memory import bytes_text
+def weights_here(name: str) -> bool:
+    """Whether a model's weights need not be fetched."""
+    from pathlib import Path
 
-    graph = EdgeGraph.of(model.dims)
-    lengths = f"{found.prompts:,} pairs, {found.tokens:,} tokens" + (" (made up)" if made_up else "")
-    rows = [
-        ("model", f"{model.name}: {model.dims.n_layers} layers x {model.dims.n_heads} heads, {model.dtype}"),
-        ("graph", f"{graph.n_senders:,} senders, {graph.n_edges:,} edges"),
-        ("by query head", f"{EdgeGraph.of(model.dims, by_query_head=True).n_edges:,} edges"),
-        ("prompts", lengths),
-        ("batches", f"{found.batches:,} of at most {found.batch_tokens:,} tokens"),
-        ("forwards", f"{found.forward_equivalents:,.1f} a prompt (a backward counts one more)"),
-        ("operations", f"{found.flops:.2e} FLOP"),
-        ("weights", bytes_text(found.weights)),
-        ("forward and backward", bytes_text(found.passes)),
-        ("beyond these", bytes_text(found.beyond)),
-        ("memory at the most", bytes_text(found.peak)),
-        ("disk", bytes_text(found.disk)),
-        ("requests (hosted)", f"{found.batches:,}, one a batch"),
-    ]
-    table = plain_table(f"patchkit {command}", "")
-    for name, value in rows:
-        table.add_row(name, value)
-    results().print(table)
-    if found.peak > found.weights + (1 << 33):
-        give(
-            f"A smaller --max-batch-tokens takes less memory: a batch has up to {found.batch_tokens:,} tokens here."
-        )
+    from huggingface_hub import try_to_load_from_cache
+
+    from patchkit import zoo
+
+    if name in zoo.names():
+        return True
+    files = ("model.safetensors", "model.safetensors.index.json")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return any((path / file).is_file() for file in files)
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)

@@ -14,11 +14,13 @@ from patchkit.data import Metric, Pair, read_places, resolve_metric
 from patchkit.methods._acdc_order import squared_sizes
 from patchkit.methods._circuit_work import SENDERS_A_FORWARD
 from patchkit.methods._edge_replacement import EdgeReplacement
+from patchkit.methods._edge_row_memory import circuits_bytes
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods.activation_patching import CPU_FORWARD
 from patchkit.model import Dims, PatchModel
 from patchkit.model.edges import EdgeGraph
 from patchkit.runtime import Cost
+from patchkit.runtime.batch_memory import Shape, head_widths
 from patchkit.tracing.circuit import CutRun, Start, circuit_logits, cut_run, start_at
 from patchkit.tracing.senders import Senders, capture_senders
 
@@ -84,11 +86,14 @@ class Pairs:
         return Opened(self.graph, metric, batch, own, cut, base, source, self.started)
 
     def cost(self, dims: Dims, items: Sequence[Pair]) -> Cost:
-        """Both runs; senders of both, the streams when every edge is cut, a start, and a circuit's differences."""
-        tokens = sum(len(item.clean_ids) for item in items)
-        width = dims.n_heads * dims.d_head + dims.d_model
-        kept = dims.n_layers * (2 * width + 2 * dims.d_model) + 2 * self.graph.n_senders * dims.d_model
-        return Cost(2.0 * tokens, 4 * tokens * kept)
+        """Both runs; senders of the base run, the run in which every edge is cut, and one circuit's run."""
+        shape = Shape.of([len(item.clean_ids) for item in items])
+        q, _ = head_widths(dims)
+        own = shape.tokens * (dims.n_layers * (q + dims.d_model) + dims.d_model) * dims.itemsize
+        cut, passes = circuits_bytes(
+            dims, self.graph, shape, [[self.graph.n_senders]], copies=1, together=False
+        )
+        return Cost(2.0 * sum(len(item.clean_ids) for item in items), own + cut, passes)
 
 
 @dataclass(frozen=True)

@@ -112,22 +112,27 @@ class PatchEdges:
                 forwards += float((above * torch.where(ending, 1.0, float(width))).sum())
                 # One run of attention and one of projections for all heads of a layer.
                 forwards += shared * width * int(heads.sum())
-                for counts, layers in ((into_heads, layer[heads]), (others, layer[~heads])):
-                    for number, count in zip(
-                        *(each.tolist() for each in layers.unique(return_counts=True)), strict=True
-                    ):
-                        counts[number, 1 if number >= dims.n_layers - 1 else width] += count
-                for number, count in zip(
-                    *(each.tolist() for each in read[:, 0].unique(return_counts=True)), strict=True
-                ):
-                    reads[number, width] += count
-        rows = [
-            [(count, width) for (_, width), count in counts.items()] for counts in (reads, into_heads, others)
-        ]
+                ends = ((into_heads, layer[heads]), (others, layer[~heads]), (reads, read[:, 0]))
+                for counts, layers in ends:
+                    for number, count in zip(*layers.unique(return_counts=True), strict=True):
+                        # Of the last layer nothing but the last position is run; keys and values are read at all.
+                        at_end = counts is not reads and int(number) >= dims.n_layers - 1
+                        counts[int(number), 1 if at_end else width] += int(count)
         kept = pairs.tokens * edge_base_numbers(dims) * dims.itemsize
-        return Cost(
-            forwards, kept, edge_rows_bytes(dims, pairs, *rows, forward_tokens(dims, self.max_batch_tokens))
+        passes = edge_rows_bytes(
+            dims,
+            pairs,
+            _counted(reads),
+            _counted(into_heads),
+            _counted(others),
+            forward_tokens(dims, self.max_batch_tokens),
         )
+        return Cost(forwards, kept, passes)
+
+
+def _counted(counts: Counter[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(how many, tokens that each runs), from counts by layer and tokens."""
+    return [(count, width) for (_, width), count in counts.items()]
 
 
 def attention_share(dims: Dims) -> float:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from patchkit.data import Batch, Triple, positions
 from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_memory import mask_bytes
 from patchkit.model import Dims, PatchModel, Site
 from patchkit.runtime import Cost
+from patchkit.runtime.batch_memory import Shape
 from patchkit.tracing import Blend, Prefix, blended_logits, capture, compute_prefix
 from patchkit.tracing.prefixes import share_prefixes
 
@@ -111,8 +113,15 @@ class Preparation:
         )
 
     def cost(self, dims: Dims, items: Sequence[Masked]) -> Cost:
-        """Both prompts of every triple, and what is kept of them for the steps."""
-        return mask_cost(dims, self.layout, [item.triple for item in items], steps=0, evaluations=0)
+        """Both prompts of every triple; what is kept of them, and the largest pass of opening them and of a step."""
+        tokens = sum(len(item.triple.original_ids) + len(item.triple.alternate_ids) for item in items)
+        shape = Shape.of([self.tokens(item) for item in items])
+        return Cost(float(tokens), *mask_bytes(dims, self.layout, shape, self.rerun(items), self.reuse))
+
+    @staticmethod
+    def rerun(items: Sequence[Masked]) -> int:
+        """Columns of a batch that every step runs: those from the first masked one on."""
+        return max(len(item.triple.original_ids) - item.original_at for item in items)
 
 
 def _behind_prefixes(
@@ -154,16 +163,3 @@ def masked_logits(model: PatchModel, chunk: Chunk, keep: Float[Tensor, " n"]) ->
         Blend(site, values, chunk.alternates[site]) for site, values in chunk.layout.by_site(keep).items()
     ]
     return blended_logits(model, chunk.run, blends, chunk.columns).float()
-
-
-def mask_cost(dims: Dims, layout: Layout, triples: Sequence[Triple], steps: int, evaluations: int) -> Cost:
-    """What preparing these triples and training a mask at the last token takes.
-
-    Preparation: a forward over every original and alternate. Each step: one token forward and backward a triple. Memory:
-    keys and values of the originals, the alternates' activations at one position, and the graph of one token a row.
-    """
-    tokens = sum(len(t.original_ids) + len(t.alternate_ids) for t in triples)
-    forwards = tokens + len(triples) * (2 * steps + evaluations)
-    keys = 2 * dims.n_layers * dims.n_kv_heads * dims.d_head * sum(len(t.original_ids) for t in triples)
-    activations = len(triples) * dims.n_layers * (dims.d_model * 16 + 3 * dims.d_mlp)
-    return Cost(forwards=float(forwards), bytes=4 * (keys + activations + layout.size * 4))

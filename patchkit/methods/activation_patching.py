@@ -173,6 +173,20 @@ def patch_nodes(
     return exact_scores(model, asked, made, asked.ids, checkpoint, progress)
 
 
+def exact_items(asked: Asked, ids: Int[Tensor, " n"]) -> list[SetItem]:
+    """Every node alone, slice by slice of the nodes and pair by pair."""
+    return [
+        SetItem(number, pair, asked.places.covered[number], part, torch.arange(len(part)), len(part))
+        for part in _slices(ids)
+        for number, pair in enumerate(asked.pairs)
+    ]
+
+
+def _slices(ids: Int[Tensor, " n"]) -> tuple[Tensor, ...]:
+    """Of one size, so that slices of a pair come into one batch and share its base run."""
+    return ids.tensor_split(-(-len(ids) // NODES_AN_ITEM))
+
+
 def exact_scores(
     model: PatchModel,
     asked: Asked,
@@ -182,13 +196,8 @@ def exact_scores(
     progress: Progress | None = None,
 ) -> Scores:
     """`patch_nodes` for some of the nodes, with the replacement made."""
-    # Of one size, so that slices of a pair come into one batch and share its base run.
-    slices = ids.tensor_split(-(-len(ids) // NODES_AN_ITEM))
-    items = [
-        SetItem(number, pair, asked.places.covered[number], part, torch.arange(len(part)), len(part))
-        for part in slices
-        for number, pair in enumerate(asked.pairs)
-    ]
+    slices = _slices(ids)
+    items = exact_items(asked, ids)
     found = _run(model, asked, made, items, checkpoint, progress, "patching")
     pairs = len(asked.pairs)
     effects = torch.full((pairs, len(asked.grid)), torch.nan, dtype=found["effect"].dtype)
@@ -260,6 +269,18 @@ def set_effects(
     for number in pair_numbers:
         if not 0 <= number < len(asked.pairs):
             raise InputError(f"pair number {number}: there are {len(asked.pairs)} pairs, numbered from 0")
+    items, order = set_items(asked, sets, pair_numbers)
+    found = _run(model, asked, made, items, None, progress, "patching sets")
+    effects = torch.empty(len(sets), dtype=found["effect"].dtype)
+    for part, values in zip(order, found["effect"], strict=True):
+        effects[torch.tensor(part)] = values[: len(part)]
+    return SetEffects(effects, _forward_equivalents(asked, found))
+
+
+def set_items(
+    asked: Asked, sets: Sequence[Int[Tensor, " _"]], pair_numbers: Sequence[int]
+) -> tuple[list[SetItem], list[list[int]]]:
+    """Sets by the pair that each is patched in, and the numbers of each item's sets."""
     mine: dict[int, list[int]] = {}
     for row, number in enumerate(pair_numbers):
         mine.setdefault(number, []).append(row)
@@ -278,11 +299,20 @@ def set_effects(
                     len(part),
                 )
             )
-    found = _run(model, asked, made, items, None, progress, "patching sets")
-    effects = torch.empty(len(sets), dtype=found["effect"].dtype)
-    for part, values in zip(order, found["effect"], strict=True):
-        effects[torch.tensor(part)] = values[: len(part)]
-    return SetEffects(effects, _forward_equivalents(asked, found))
+    return items, order
+
+
+def sets_program(asked: Asked, made: Replacement, items: Sequence[SetItem]) -> PatchSets:
+    """The Program of these items."""
+    options = asked.options
+    return PatchSets(
+        asked.grid,
+        options.metric,
+        options.direction,
+        made,
+        max(item.sets for item in items),
+        options.max_batch_tokens,
+    )
 
 
 def _run(
@@ -294,20 +324,11 @@ def _run(
     progress: Progress | None,
     label: str,
 ) -> dict[str, Tensor]:
-    options = asked.options
-    program = PatchSets(
-        asked.grid,
-        options.metric,
-        options.direction,
-        made,
-        max(i.sets for i in items),
-        options.max_batch_tokens,
-    )
     return run_program(
-        program,
+        sets_program(asked, made, items),
         model,
         items,
-        max_batch_tokens=options.max_batch_tokens,
+        max_batch_tokens=asked.options.max_batch_tokens,
         progress=progress,
         label=label,
         journal=None if checkpoint is None else Journal(checkpoint),

@@ -25,7 +25,7 @@ from patchkit.data import Metric, Pair, kl, resolve_metric
 from patchkit.errors import InputError
 from patchkit.methods._node_gradients import NodeReduction
 from patchkit.methods._node_memory import attribution_bytes
-from patchkit.methods._node_options import NodeOptions, ask
+from patchkit.methods._node_options import Asked, NodeOptions, ask
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods._replacements import Replacement, replacement
 from patchkit.model import Dims, NodeGrid, PatchModel, Site
@@ -197,11 +197,8 @@ def attribute(
     asked = ask(model, pairs, options or NodeOptions())
     refuse_flat_metric(asked.metric)
     options = asked.options
-    sites = tuple(asked.grid.sites(asked.ids))
-    made = replacement(model, pairs, options, sites, reference)
-    qk_fix, grad_drop = method in ("atp-qk", "atp-star"), method in ("atp-graddrop", "atp-star")
-    program = Attribution(asked.grid, sites, options.metric, options.direction, made, qk_fix, grad_drop)
-    items = [PairItem(pair, covered) for pair, covered in zip(pairs, asked.places.covered, strict=True)]
+    made = replacement(model, pairs, options, asked.grid.sites(asked.ids), reference)
+    program, items = attribution_work(asked, made, method)
     found = run_program(
         program,
         model,
@@ -235,6 +232,15 @@ def attribute(
         cost=cost,
         layer_backwards=int(found["layer_backwards"].max()),
     )
+
+
+def attribution_work(asked: Asked, made: Replacement, method: Method) -> tuple[Attribution, list[PairItem]]:
+    """The Program of a method, and its items."""
+    options, sites = asked.options, tuple(asked.grid.sites(asked.ids))
+    qk_fix, grad_drop = method in ("atp-qk", "atp-star"), method in ("atp-graddrop", "atp-star")
+    program = Attribution(asked.grid, sites, options.metric, options.direction, made, qk_fix, grad_drop)
+    items = [PairItem(pair, covered) for pair, covered in zip(asked.pairs, asked.places.covered, strict=True)]
+    return program, items
 
 
 def refuse_flat_metric(metric: Metric) -> None:

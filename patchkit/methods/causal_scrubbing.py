@@ -37,6 +37,7 @@ from patchkit.methods._scrub_summary import summarise
 from patchkit.model import Dims, EdgeGraph, PatchModel
 from patchkit.results.scrubbing import ScrubResult
 from patchkit.runtime import MAX_BATCH_TOKENS, Cost, Journal, Progress, run_program
+from patchkit.runtime.batch_memory import Shape, pass_bytes
 from patchkit.tracing.scrub import PlainRun, Replaced, logits_with, recompute, run_plain
 
 
@@ -135,8 +136,12 @@ class Scrub:
         each = len(items[0].prompts) + self._again(dims, items[0].tree)
         tokens = sum(item.longest for item in items)
         streams = len({self.reading.graph.layer_of_sender(sender) for sender in self.reading.held}) + 1
-        kept = 4 * sum(map(self.tokens, items)) * dims.d_model * 3 * streams
-        return Cost(each * tokens, kept)
+        inputs = Shape.of(
+            [len(self.inputs[number].clean_ids) for number in {n for item in items for n in item.prompts}]
+        )
+        # Of each input once: streams or what senders hold, and of what is drawn of them a copy.
+        kept = inputs.tokens * dims.d_model * 2 * streams * dims.itemsize
+        return Cost(each * tokens, kept, pass_bytes(dims, inputs, backward=False))
 
 
 class _Run:
@@ -222,17 +227,22 @@ def scrub(
     resolve_metric(options.metric)
     draws = draw(hypothesis, pairs, pool, samples=options.samples, seed=options.seed)
     reading = read_hypothesis(hypothesis, EdgeGraph.of(model.dims), draws.inputs)
-    program = Scrub(reading, draws.inputs, options.metric)
+    program, items = scrub_work(reading, draws, options.metric)
     found = run_program(
         program,
         model,
-        [_item(tree, draws) for tree in draws.trees],
+        items,
         max_batch_tokens=options.max_batch_tokens,
         progress=progress,
         label=f"scrubbing: {hypothesis.name}",
         journal=None if checkpoint is None else Journal(checkpoint),
     )
     return summarise(model.name, reading, draws, found, options.metric, options.samples, options.seed)
+
+
+def scrub_work(reading: Reading, draws: Draws, metric: str) -> tuple[Scrub, list[ScrubItem]]:
+    """The Program of these draws, and its items."""
+    return Scrub(reading, draws.inputs, metric), [_item(tree, draws) for tree in draws.trees]
 
 
 def _item(tree: Draw, draws: Draws) -> ScrubItem:

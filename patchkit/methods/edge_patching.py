@@ -70,7 +70,7 @@ def patch_edges(
     resolve_metric(options.metric)
     places = read_places(options.positions, pairs)
     made = edge_replacement(model, pairs, options, reference)
-    sweep = _Sweep(model, tuple(pairs), places, options, made, checkpoint, progress)
+    sweep = Sweep(model, tuple(pairs), places, options, made, checkpoint, progress)
     found = sweep.patch(graph, asked.edges, "patching edges")
     cost, wide = found.cost, None
     if by_query and model.dims.group > 1:
@@ -115,7 +115,7 @@ class _Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sweep:
+class Sweep:
     """What all edges are patched with."""
 
     model: PatchModel
@@ -129,6 +129,32 @@ class _Sweep:
     def patch(self, graph: EdgeGraph, edges: Bool[Tensor, "senders receivers"], label: str) -> _Found:
         """Patches each of these edges in every pair, at every place."""
         pairs, places = len(self.pairs), len(self.places.labels)
+        program, items, slices = self.work(graph, edges)
+        found = run_program(
+            program,
+            self.model,
+            items,
+            max_batch_tokens=self.options.max_batch_tokens,
+            progress=self.progress,
+            label=label,
+            journal=None if self.checkpoint is None else Journal(self.checkpoint),
+        )
+        effects = torch.full(
+            (pairs, places, graph.n_senders, graph.n_receivers), torch.nan, dtype=found["effect"].dtype
+        )
+        by_slice = found["effect"].reshape(len(slices), pairs, -1)
+        for part, values in zip(slices, by_slice, strict=True):
+            rows = values[:, : len(part) * places].reshape(pairs, len(part), places)
+            effects[:, :, part[:, 0], part[:, 1]] = rows.transpose(1, 2)
+        tokens = sum(len(pair.clean_ids) for pair in self.pairs)
+        cost = float(found["work"].double().sum()) / tokens
+        return _Found(effects, found["base"][:pairs], found["source"][:pairs], cost)
+
+    def work(
+        self, graph: EdgeGraph, edges: Bool[Tensor, "senders receivers"]
+    ) -> tuple[PatchEdges, list[EdgeItem], tuple[Tensor, ...]]:
+        """The Program of these edges, its items, and the edges of each slice: slice by slice, pair by pair."""
+        places = len(self.places.labels)
         # By receiver's layer and then by sender, so that one run of attention serves all heads; in slices of one size, so
         # that those of all pairs come into one batch.
         numbers = edges.nonzero()
@@ -149,25 +175,7 @@ class _Sweep:
             max(item.rows for item in items),
             self.options.max_batch_tokens,
         )
-        found = run_program(
-            program,
-            self.model,
-            items,
-            max_batch_tokens=self.options.max_batch_tokens,
-            progress=self.progress,
-            label=label,
-            journal=None if self.checkpoint is None else Journal(self.checkpoint),
-        )
-        effects = torch.full(
-            (pairs, places, graph.n_senders, graph.n_receivers), torch.nan, dtype=found["effect"].dtype
-        )
-        by_slice = found["effect"].reshape(len(slices), pairs, -1)
-        for part, values in zip(slices, by_slice, strict=True):
-            rows = values[:, : len(part) * places].reshape(pairs, len(part), places)
-            effects[:, :, part[:, 0], part[:, 1]] = rows.transpose(1, 2)
-        tokens = sum(len(pair.clean_ids) for pair in self.pairs)
-        cost = float(found["work"].double().sum()) / tokens
-        return _Found(effects, found["base"][:pairs], found["source"][:pairs], cost)
+        return program, items, slices
 
     def means(self, found: _Found) -> tuple[Tensor, Tensor]:
         """Means over pairs of effects and of their sizes."""

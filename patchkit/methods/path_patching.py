@@ -70,7 +70,7 @@ def patch_paths(
     Raises:
         InputError: no senders or receivers, an unknown one, several places, options that contradict the pairs.
     """
-    study = _Study.of(model, pairs, options or EdgeOptions(), mlps, reference, checkpoint, progress)
+    study = PathStudy.of(model, pairs, options or EdgeOptions(), mlps, reference, checkpoint, progress)
     starts, ends = find_senders(study.graph, senders), find_receivers(study.graph, receivers)
     found = study.score("path patching", starts, ends)
     reached = int(study.graph.upstream[ends].max())
@@ -118,7 +118,7 @@ def trace_paths_back(
     names = [plan.name for plan in stages]
     if len(set(names)) < len(names):
         raise InputError(f"two stages have one name, found {', '.join(names)}; give each its own")
-    study = _Study.of(model, pairs, options or EdgeOptions(), mlps, reference, checkpoint, progress)
+    study = PathStudy.of(model, pairs, options or EdgeOptions(), mlps, reference, checkpoint, progress)
     graph, ends = study.graph, [study.graph.logits]
     done: list[Stage] = []
     found: list[_Found] = []
@@ -179,7 +179,7 @@ class _Found:
 
 
 @dataclass(frozen=True, eq=False)
-class _Study:
+class PathStudy:
     """What every stage is scored with."""
 
     model: PatchModel
@@ -202,7 +202,7 @@ class _Study:
         reference: Sequence[Pair] | None,
         checkpoint: Path | None,
         progress: Progress | None,
-    ) -> _Study:
+    ) -> PathStudy:
         if mlps not in MLPS:
             raise InputError(f"mlps '{mlps}' is not known; expected one of: {', '.join(MLPS)}")
         resolve_metric(options.metric)
@@ -213,6 +213,26 @@ class _Study:
 
     def score(self, label: str, senders: Sequence[int], receivers: Sequence[int]) -> _Found:
         """Patches each sender along its paths to all receivers, in every pair."""
+        program, items, slices = self.work(senders, receivers)
+        found = run_program(
+            program,
+            self.model,
+            items,
+            max_batch_tokens=self.options.max_batch_tokens,
+            progress=self.progress,
+            label=label,
+            journal=None if self.checkpoint is None else Journal(self.checkpoint),
+        )
+        pairs = len(self.pairs)
+        by_slice = found["effect"].reshape(len(slices), pairs, -1)
+        parts = [values[:, : len(part)] for part, values in zip(slices, by_slice, strict=True)]
+        cost = float(found["work"].double().sum()) / sum(len(pair.clean_ids) for pair in self.pairs)
+        return _Found(torch.cat(parts, dim=1), found["base"][:pairs], found["source"][:pairs], cost)
+
+    def work(
+        self, senders: Sequence[int], receivers: Sequence[int]
+    ) -> tuple[PatchPaths, list[PathItem], tuple[Tensor, ...]]:
+        """The Program of these paths, its items, and the senders of each slice: slice by slice, pair by pair."""
         slices = torch.tensor(senders).tensor_split(-(-len(senders) // SENDERS_AN_ITEM))
         items = [
             PathItem(number, pair, self.places.covered[number], part)
@@ -229,20 +249,7 @@ class _Study:
             max(item.rows for item in items),
             self.options.max_batch_tokens,
         )
-        found = run_program(
-            program,
-            self.model,
-            items,
-            max_batch_tokens=self.options.max_batch_tokens,
-            progress=self.progress,
-            label=label,
-            journal=None if self.checkpoint is None else Journal(self.checkpoint),
-        )
-        pairs = len(self.pairs)
-        by_slice = found["effect"].reshape(len(slices), pairs, -1)
-        parts = [values[:, : len(part)] for part, values in zip(slices, by_slice, strict=True)]
-        cost = float(found["work"].double().sum()) / sum(len(pair.clean_ids) for pair in self.pairs)
-        return _Found(torch.cat(parts, dim=1), found["base"][:pairs], found["source"][:pairs], cost)
+        return program, items, slices
 
     def effects(self, found: _Found, senders: Sequence[int]) -> list[PathEffect]:
         """One entry a sender, in their order."""

@@ -98,9 +98,10 @@ def saved_bytes(dims: Dims, shape: Shape) -> int:
     # Where attention is given a mask, keys and values are repeated for every query head.
     kv = q if shape.masked else kv
     streams = 2 * dims.d_model * max(4, dims.itemsize)
-    numbers = 2 * q + 2 * kv + (3 if dims.gated else 4) * mlp_width(dims)
+    numbers = shape.tokens * (2 * q + (3 if dims.gated else 4) * mlp_width(dims))
+    numbers += shape.rows * shape.reads * 2 * kv
     kept = 4 + (dims.itemsize if dims.itemsize < 4 else 0)
-    return shape.tokens * (numbers * dims.itemsize + streams) + _probabilities(dims, shape) * kept
+    return numbers * dims.itemsize + shape.tokens * streams + _probabilities(dims, shape) * kept
 
 
 def attention_bytes(dims: Dims, shape: Shape) -> int:

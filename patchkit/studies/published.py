@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchkit import tasks
-from patchkit.data import Triple
 from patchkit.errors import InputError
-from patchkit.methods import Layout, MaskOptions, Objective, Schedule, mask_cost
+from patchkit.methods import Layout, MaskOptions, Objective, Schedule
+from patchkit.methods.mask_plans import mask_stages, synthetic_triples
 from patchkit.model import PatchModel
 from patchkit.results.mask import MaskResult
+from patchkit.runtime.plan import Plan, Stage, make_plan
+from patchkit.runtime.plan_memory import Spread, spread_weights
+from patchkit.runtime.plan_words import Machine, model_words, plan_lines, rate_lines
 from patchkit.tasks import DesiderataSet
 from patchkit.tasks.language import VOCABULARY
 
@@ -28,6 +31,8 @@ ITERATIONS = 100
 SAMPLES = 50
 # `x = 41 / y = 27 / x + y = ` in a tokenizer with one token a digit, and the first token of the sequence.
 _PROMPT_TOKENS = 20
+# Bytes of a mask's results, the report with its pictures most of all.
+_RESULTS = 2e6
 
 
 def published_options(*, seeds: Sequence[int] = (0,), iterations: int = ITERATIONS) -> MaskOptions:
@@ -64,66 +69,68 @@ def published_triples(
     return made, task
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, eq=False)
+class PublishedPlan:
     """What the reproduction takes, before any weight is there.
 
     Attributes:
-        token_forwards: tokens through the whole model (a backward counts as one more).
-        flops: 2 x parameters x token_forwards.
-        weight_bytes: of the weights in their dtype.
-        extra_bytes: keys and values, cached alternates and the graph of one step.
+        triples: to train on and to test with, of both desiderata.
+        steps: of Adam, one desideratum after the other.
+        spread: of the weights over devices.
     """
 
+    model: PatchModel
     components: int
-    heads: int
-    mlps: int
     triples: int
     steps: int
-    token_forwards: float
-    flops: float
-    weight_bytes: int
-    extra_bytes: int
+    stages: tuple[Stage, ...]
+    plan: Plan
+    spread: Spread
+    machine: Machine
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and value, for a screen."""
+        dims = self.model.dims
+        heads = dims.n_layers * dims.n_heads
         return [
-            ("components", f"{self.components:,} ({self.heads:,} heads, {self.mlps:,} MLPs)"),
+            ("model", model_words(self.model)),
+            ("components", f"{self.components:,} ({heads:,} heads, {dims.n_layers} MLPs)"),
             ("triples", f"{self.triples:,} (train and test of both desiderata)"),
             ("optimisation steps", f"{self.steps:,}, each one token a triple forward and backward"),
-            ("tokens through the model", f"{self.token_forwards:,.0f}"),
-            ("floating point operations", f"{self.flops:.2e}"),
-            ("memory for weights", f"{self.weight_bytes / 1e9:.1f} GB"),
-            ("memory beside them, at most", f"{self.extra_bytes / 1e9:.2f} GB"),
-            (
-                "time at 100 TFLOP/s",
-                f"{self.flops / 1e14 / 60:.1f} min; small batches reach less of a GPU's rate",
-            ),
+            *plan_lines(dims, self.plan, self.stages, self.spread, self.machine),
+            *rate_lines(self.plan, self.spread, self.machine, dims.itemsize),
         ]
 
 
-def plan_published(model: PatchModel, options: MaskOptions) -> Plan:
-    """The plan for a model of which only the config is needed (`lazy=True`)."""
-    layout = Layout.build(options.components, model.dims)
-    per_desideratum = SAMPLES // 9 * 9
-    ids = (0,) * _PROMPT_TOKENS
-    triples = [Triple("published", ids, ids, 0)] * (4 * per_desideratum)
-    # Training touches half of the triples; scoring every lambda and baseline touches the other half once each.
-    steps = options.schedule.total_steps * len(options.seeds)
-    evaluations = len(options.schedule.lambdas) + options.random_sets + 8
-    cost = mask_cost(model.dims, layout, triples, steps // 2, evaluations)
-    parameters = sum(parameter.numel() for parameter in model.hf.parameters())
-    size = next(model.hf.parameters()).element_size()
-    return Plan(
-        components=layout.size,
-        heads=model.dims.n_layers * model.dims.n_heads,
-        mlps=model.dims.n_layers,
+def plan_published(
+    model: PatchModel, options: MaskOptions, machine: Machine | None = None, devices: int = 1
+) -> PublishedPlan:
+    """The plan for a model of which only the config is needed (`lazy=True`).
+
+    Triples are made up: as many and as long as the published ones.
+
+    Args:
+        machine: what the run has; default: one process.
+        devices: that each process spreads its model over.
+    """
+    each = SAMPLES // 9 * 9
+    triples = synthetic_triples(PUBLISHED_DESIDERATA, each, _PROMPT_TOKENS, model.dims.vocab_size)
+    stages = tuple(mask_stages(model, triples, options))
+    return PublishedPlan(
+        model=model,
+        components=Layout.build(options.components, model.dims).size,
         triples=len(triples),
-        steps=steps * 2,
-        token_forwards=cost.forwards,
-        flops=2.0 * parameters * cost.forwards,
-        weight_bytes=parameters * size,
-        extra_bytes=cost.bytes,
+        steps=options.schedule.total_steps * len(options.seeds) * len(PUBLISHED_DESIDERATA),
+        stages=stages,
+        plan=make_plan(
+            model.dims,
+            stages,
+            [_PROMPT_TOKENS] * len(triples),
+            max_batch_tokens=options.max_batch_tokens,
+            results=_RESULTS,
+        ),
+        spread=spread_weights(model, devices),
+        machine=machine or Machine(),
     )
 
 

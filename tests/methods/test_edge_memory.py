@@ -17,7 +17,6 @@ from patchkit.methods._edge_runs import at_base
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.methods.edge_attribution import attribute_edges
 from patchkit.model import EdgeGraph, PatchModel
-from patchkit.tracing.edge_gradients import edge_run
 from patchkit.zoo.load import load
 from tests.memory import LiveBytes
 
@@ -61,14 +60,12 @@ def prepared(model: PatchModel, count: int) -> EdgeBatch:
         ("eap", {"qk_fix": True}),
     ],
 )
-def test_the_estimate_covers_what_is_held(model: PatchModel, method: str, options: dict[str, Any]) -> None:
-    batch = prepared(model, 8)
-    with LiveBytes() as alone:
-        edge_run(model, batch.pairs.base, batch.scorer())
-    with LiveBytes() as whole:
+def test_the_estimate_is_near_what_is_held(model: PatchModel, method: str, options: dict[str, Any]) -> None:
+    with LiveBytes(collect=True) as held:
         scores = attribute_edges(model, pairs_of(8), method=method, **options)  # type: ignore[arg-type]
-    estimate = attribution_cost(model.dims, [LENGTH] * 8, scores.method, by_query=False).bytes
-    assert whole.peak - alone.peak <= estimate, (whole.peak - alone.peak, estimate)
+    cost = attribution_cost(model.dims, [LENGTH] * 8, scores.method, by_query=False)
+    assert cost.passes is not None
+    assert 0.75 * held.peak <= cost.bytes + cost.passes <= 1.25 * held.peak, (held.peak, cost)
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 8])

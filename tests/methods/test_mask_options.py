@@ -10,9 +10,10 @@ import pytest
 from patchkit.errors import InputError
 from patchkit.methods import MaskOptions, Objective, Schedule, desiderata_mask, learn_mask
 from patchkit.methods._mask_layout import Layout
-from patchkit.methods._mask_prepare import mask_cost
 from patchkit.methods._mask_prepared import prepare
+from patchkit.methods.mask_plans import PRUNED, mask_stages
 from patchkit.methods.mask_scores import answers_with
+from patchkit.runtime.plan import make_plan
 from tests.comparisons import pair
 from tests.methods.mask_cases import random_triples
 
@@ -149,11 +150,24 @@ def test_the_order_and_the_names_of_components(components: Any, size: int, first
 
 
 def test_the_cost_of_a_mask_by_hand() -> None:
-    """Two triples: every prompt once, then a forward and a backward of one token a triple and step."""
+    """Twelve triples of two prompts each, opened once; then tokens under a mask, forward and backward in training."""
     model, _ = pair("llama-gqa")
-    layout = Layout.build(("head", "mlp"), model.dims)
-    triples = random_triples(2, names=("value",), lengths=(6, 3))
-    found = mask_cost(model.dims, layout, triples, steps=10, evaluations=5)
-    assert found.forwards == (6 + 3) * 2 + 2 * (10 * 2 + 5)
-    more = mask_cost(model.dims, layout, triples * 2, steps=10, evaluations=5)
-    assert more.forwards == 2 * found.forwards and found.bytes < more.bytes <= 2 * found.bytes
+    triples = random_triples(6, names=("value", "other"), lengths=(6, 3))
+    triples = [replace(each, split="test" if number % 2 else "train") for number, each in enumerate(triples)]
+    options = MaskOptions(
+        schedule=Schedule(lambdas=(0.1,), steps=10, patience=0),
+        seeds=(0,),
+        own_masks=False,
+        random_sets=1,
+        carried_limit=0,
+        validation_fraction=0.0,
+    )
+    (stage,) = mask_stages(model, triples, options)
+    (found,) = make_plan(model.dims, [stage], [6], max_batch_tokens=1000, results=0.0).stages
+    training, tested = 6, 6
+    opened = len(triples) * (6 + 3)
+    # Chosen, none, all, complement, soft; one random set; one lambda; of the seed its set, complement and random set.
+    scored = 5 + 1 + 1 + 1 * (3 + 1)
+    under_masks = 2 * 10 * training + PRUNED * training + scored * tested
+    assert found.forwards == pytest.approx(opened + under_masks)
+    assert found.batches == 1 and found.requests == 1 + 10 + 2 + 2 + PRUNED + scored
