@@ -17,6 +17,7 @@ import struct
 from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -41,6 +42,11 @@ def content_digest(*values: Any) -> str:
 
 
 def _write(to: _Hash, value: Any) -> None:
+    # Most of what there is, so it goes first.
+    if type(value) is int:
+        return _leaf(to, b"i", str(value).encode())
+    if type(value) is str:
+        return _leaf(to, b"s", value.encode("utf-8", "surrogatepass"))
     # A class may be of several kinds (an enum of numbers, a tuple with names): the most particular one counts.
     match value:
         case None:
@@ -69,12 +75,12 @@ def _write(to: _Hash, value: Any) -> None:
         case FunctionType() | BuiltinFunctionType():
             _leaf(to, b"r", _function(value).encode())
         case _ if is_dataclass(value):
-            _fields(to, value, [field.name for field in fields(value) if field.compare])
+            _fields(to, value, _compared(type(value)))
         case BaseModel():
             _fields(to, value, [*type(value).model_fields, *(value.model_extra or {})])
         case tuple() | list():
             named = getattr(value, "_fields", None)
-            if named is None and value and all(type(part) is int for part in value):
+            if named is None and set(map(type, value)) == {int}:
                 # Token ids, of which there are many: at once.
                 _leaf(to, b"j", ",".join(map(str, value)).encode())
             elif named is None:
@@ -96,8 +102,13 @@ def _head(to: _Hash, tag: bytes, length: int) -> None:
 
 
 def _leaf(to: _Hash, tag: bytes, data: bytes) -> None:
-    _head(to, tag, len(data))
-    to.update(data)
+    to.update(tag + struct.pack(">Q", len(data)) + data)
+
+
+@cache
+def _compared(of: Any) -> tuple[str, ...]:
+    """Names of a dataclass's fields that are content."""
+    return tuple(field.name for field in fields(of) if field.compare)
 
 
 def _fields(to: _Hash, value: Any, names: Any) -> None:

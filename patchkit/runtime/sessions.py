@@ -11,6 +11,7 @@ gradient a sum over the items, whichever process had them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from types import TracebackType
 from typing import Any
 
@@ -158,7 +159,8 @@ class Session:
             # Once: an opener may hold large tensors, and a step be one of thousands.
             self._made_by = content_digest(self.opener), self.model.content_key()
         made_by = content_digest(*self._made_by, None if step is self.opener else step)
-        return [content_digest(made_by, key) for key in self._item_keys]
+        # Texts of their own lengths: there are many, and content_digest takes its time.
+        return [sha256(f"{made_by} {key}".encode()).hexdigest()[:32] for key in self._item_keys]
 
     def _todo(self, step: Any, have: set[int]) -> list[list[int]]:
         """Batches with something left to do."""
