@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean. The first of them makes .venv and installs into it, once.
+# make demo | test | test-slow | lint | bench | clean. The first of them makes .venv and installs into it, once.
 #
 #   PYTHON=python3.12 make demo        with another Python (3.10 to 3.13)
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" make demo
@@ -21,7 +21,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python
 # Two processes share the work in tests; more threads inside each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -30,7 +30,11 @@ demo: $(STAMP)
 	@echo "The report is $(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+# What starts processes, is killed, runs out of memory, or runs every method in every way.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

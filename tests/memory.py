@@ -19,7 +19,7 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         collect: let go of garbage before the peak is raised: what only Python's collector frees would be counted as long
-            as that pleases to wait. (The peak is right within two hundredths then.)
+            as that pleases to wait. (The peak is right within a twentieth then.)
     """
 
     def __init__(self, *, collect: bool = False) -> None:
@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         self._seen[key] = size
         self.live += size
         weakref.finalize(storage, self._gone, key)
-        if self.collect and self.live > 1.02 * self._clean:
+        if self.collect and self.live > 1.05 * self._clean:
             gc.collect()
             self._clean = max(self._clean, self.live)
         self.peak = max(self.peak, self.live)

@@ -106,19 +106,21 @@ def saved_bytes(dims: Dims, shape: Shape) -> int:
 
 def attention_bytes(dims: Dims, shape: Shape) -> int:
     """Of a layer in its attention: the embeddings, the stream and its normed copy; queries, keys and values before and
-    after rotary, and of all columns that are read; what attention gives; scores, masked scores and probabilities, where
-    these are tensors."""
+    after rotary, and of all columns that are read; what attention gives; masked scores and probabilities in float32,
+    where these are tensors."""
     q, kv = head_widths(dims)
     kv_read = 2 * (q if shape.masked else kv) * shape.rows * shape.reads
     numbers = shape.tokens * (3 * dims.d_model + 4 * q + 2 * kv) + kv_read
-    return numbers * dims.itemsize + _probabilities(dims, shape) * (2 * dims.itemsize + 4)
+    return numbers * dims.itemsize + _probabilities(dims, shape) * (dims.itemsize + 4)
 
 
 def mlp_bytes(dims: Dims, shape: Shape) -> int:
     """Of a layer in its MLP: the embeddings, the stream before and behind the attention and its normed copy; three
-    widths of the MLP if it is gated, else four: input, cube, tanh, half of the input."""
+    widths of the MLP if it is gated, else four: input, cube, tanh, half of the input. Attention's probabilities, where
+    they are tensors, are let go of when the layer ends."""
     streams = (4 if dims.gated else 5) * dims.d_model
-    return shape.tokens * dims.itemsize * (streams + (3 if dims.gated else 4) * mlp_width(dims))
+    numbers = shape.tokens * (streams + (3 if dims.gated else 4) * mlp_width(dims))
+    return (numbers + _probabilities(dims, shape)) * dims.itemsize
 
 
 def logit_bytes(dims: Dims, rows: int) -> int:

@@ -13,6 +13,9 @@ from typer.testing import CliRunner, Result
 from patchkit.cli import app
 from patchkit.cli.plan import weights_here
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 EIGHT_B = dict(
     hidden_size=4096,
     intermediate_size=14336,

@@ -19,7 +19,10 @@ from patchkit.results.compare import compare_runs
 from patchkit.results.manifest import read_manifest
 from patchkit.results.scores import Scores
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and gloo")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and gloo"),
+]
 
 GROUP = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 ALONE = {name: value for name, value in os.environ.items() if name not in GROUP} | {"OMP_NUM_THREADS": "1"}

@@ -26,6 +26,9 @@ from patchkit.runtime import journal
 from tests.families import build
 from tests.node_oracle import LONG, MIDDLE, SHORT
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 PAIRS = [LONG, MIDDLE, SHORT]
 
 

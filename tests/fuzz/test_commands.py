@@ -22,6 +22,9 @@ from tests.fuzz.damages import BINARY, DOCUMENTS, SAFETENSORS, TEXT, Damage
 from tests.fuzz.specimens import Specimen
 from tests.fuzz.test_files import GONE, UNSEEN, kinds_for
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).with_name("patchkit")
 
 
@@ -77,7 +80,7 @@ def harmful(specimen: Specimen, file: str, content: bytes) -> Iterator[Damage]:
 def try_all(
     specimen: Specimen, command: Callable[[Path], list[str]], directory: Path, *, every: int = 1
 ) -> None:
-    """Every damage to every file of a specimen, before a command; or every third, where reading takes long."""
+    """Every damage to every file of a specimen, before a command; or each so-manyth, where reading takes long."""
     sound, found = directory / "sound", {}
     sound.mkdir()
     specimen.make(sound)
@@ -110,12 +113,15 @@ def with_out(*arguments: str) -> Callable[[Path], list[str]]:
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_pairs(specimen: Specimen, file: str, tmp_path: Path) -> None:
-    try_all(specimen, with_out("patch", "--model", "tiny", "--pairs", f"DIR/{file}"), tmp_path)
+    every = 1 if specimen is kept.PAIRS_IDS else 3
+    given = with_out("patch", "--model", "tiny", "--pairs", f"DIR/{file}")
+    try_all(specimen, given, tmp_path, every=every)
 
 
 @pytest.mark.parametrize("specimen", [kept.TRIPLES_IDS, kept.TRIPLES_TEXT], ids=lambda value: value.name)
 def test_desiderata(specimen: Specimen, tmp_path: Path) -> None:
-    try_all(specimen, with_out("mask", "--model", "tiny", "--desiderata", "DIR/data.jsonl"), tmp_path)
+    given = with_out("mask", "--model", "tiny", "--desiderata", "DIR/data.jsonl")
+    try_all(specimen, given, tmp_path, every=3)
 
 
 @pytest.mark.parametrize("command", ["attribute", "edges", "paths", "evaluate"])
@@ -144,7 +150,7 @@ def test_every_command_that_takes_pairs(command: str, tmp_path: Path) -> None:
 )
 def test_circuits(specimen: Specimen, circuit: str, tmp_path: Path) -> None:
     given = ["evaluate", "--model", "tiny", "--circuit", f"DIR/{circuit}", "--task", "ioi", "--top-n", "3"]
-    try_all(specimen, with_out(*given), tmp_path)
+    try_all(specimen, with_out(*given), tmp_path, every=4)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_circuits(specimen: Specimen, circuit: str, tmp_path: Path) -> None:
 )
 def test_reports(specimen: Specimen, tmp_path: Path) -> None:
     """An `absent` header is a directory without results, which is refused too."""
-    every = 3 if len(specimen.files) > 1 else 1
+    every = 7 if len(specimen.files) > 1 else 2
     try_all(specimen, lambda directory: ["report", str(directory)], tmp_path, every=every)
 
 
@@ -230,7 +236,7 @@ def test_a_run_that_cannot_be_gone_on_with(name: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_not_resumed(tmp_path: Path) -> None:
-    for damage in (*BINARY, *TEXT, *DOCUMENTS):
+    for damage in (*BINARY[::2], *TEXT[::2], *DOCUMENTS[::2]):
         work = tmp_path / "work"
         work.mkdir()
         file = run_of_patch(work) / "manifest.json"

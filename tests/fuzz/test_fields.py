@@ -47,10 +47,10 @@ def damages(first: Any) -> Iterator[tuple[tuple[str | int, ...], str, Any]]:
         yield path, MISSING, removed(first, path)
         if isinstance(value, dict):
             yield path, UNKNOWN, replaced(first, path, {**value, "colour\nx": 1})
-        # Each field has three of them, and the next field of its kind the next three.
+        # Each field has two of them, and the next field the next two.
         wrong = WRONG.get(kind_of(value), ())
-        for turn in range(min(3, len(wrong))):
-            name, new = wrong[(3 * number + turn) % len(wrong)]
+        for turn in range(min(2, len(wrong))):
+            name, new = wrong[(2 * number + turn) % len(wrong)]
             yield path, name, replaced(first, path, new)
 
 

@@ -19,6 +19,9 @@ from tests.fuzz.damages import BINARY, SAFETENSORS
 from tests.fuzz.specimens import MODEL, SHARDED, Specimen
 from tests.fuzz.trial import Bench, unfit
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 CASES = [
     (MODEL, "config.json"),
     (MODEL, "tokenizer.json"),

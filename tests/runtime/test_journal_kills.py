@@ -21,6 +21,9 @@ from patchkit.runtime import Journal, Session, journal, run_program
 from tests.comparisons import pair
 from tests.runtime.journals import BATCHES, ITEMS, Totals, ended, equal, fork, run, shards
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 MANY = [*range(2, 42)]
 UNDISTURBED = run(Totals(), None, MANY, 40)
 

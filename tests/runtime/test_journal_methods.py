@@ -22,6 +22,9 @@ from tests.comparisons import pair
 from tests.families import build
 from tests.node_oracle import LONG, MIDDLE, SHORT
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 PAIRS = [LONG, SHORT, MIDDLE]
 ONE_PAIR_A_BATCH = NodeOptions(nodes=("z", "mlp_out"), positions="s,-1", max_batch_tokens=1)
 Method = Callable[..., Scores]

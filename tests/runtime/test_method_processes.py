@@ -38,6 +38,9 @@ from patchkit.runtime.processes import Group as AnyGroup
 from patchkit.studies.binding_hypotheses import BindingOptions, binding_inputs, hypotheses
 from patchkit.zoo.load import load
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 _MODEL = "varbind-llama-gqa"
 
 

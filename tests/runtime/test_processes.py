@@ -31,7 +31,10 @@ from patchkit.runtime.queue import claimed_by
 from patchkit.zoo.load import load
 from tests.families import build
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and gloo")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and gloo"),
+]
 
 MODEL = "varbind-llama"
 OPTIONS = NodeOptions(nodes=("z",), positions="-1", max_batch_tokens=1)

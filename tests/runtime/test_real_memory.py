@@ -22,9 +22,10 @@ from patchkit.results.scores import Scores
 from tests import limited
 from tests.comparisons import agree
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="other kernels do not hold a process to these limits"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not hold a process to these limits"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 #: Tokens of a prompt whose attention scores alone take more than the limit of its test.
 MONSTROUS = 3000

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "slurm_variable_binding.sh"
 SRUN = """#!/usr/bin/env bash

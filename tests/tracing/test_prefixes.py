@@ -25,6 +25,9 @@ from tests import oracles
 from tests.comparisons import agree, kinds_of, metric, pair
 from tests.families import FAMILIES, VOCAB, build
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 Prompt = tuple[int, ...]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 #: Longer than the sliding windows.

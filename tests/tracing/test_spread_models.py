@@ -58,6 +58,9 @@ from tests.virtual_devices import (
     virtual_devices,
 )
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 PAIRS = (LONG, SHORT)
 #: The last one begins as the first does, so that a prefix is shared.
 ALIKE = (LONG, Pair((*LONG.clean_ids[:5], 8, 21), (*LONG.clean_ids[:5], 9, 20), 3, 8, {"s": (2, 5)}, "alike"))
@@ -124,7 +127,7 @@ def _numbers(found: Any) -> Found:
 
 
 def _exact_edges(model: PatchModel) -> Found:
-    edges = some_edges(model, 0.4)
+    edges = some_edges(model, 0.15)
     return _edge_scores(patch_edges(model, PAIRS, EdgeOptions(), edges=edges)) | {
         f"each {key}": value
         for key, value in _edge_scores(
@@ -218,7 +221,7 @@ METHODS: dict[str, Callable[[PatchModel], Found]] = {
     "eap, mean": _edges("eap", options={"ablation": "mean", "metric": "target-logprob"}),
     "eap-ig-inputs": _edges("eap-ig-inputs", steps=2),
     "eap-ig-activations": _edges("eap-ig-activations", steps=2),
-    "eap-ig-activations, repo": _edges("eap-ig-activations", steps=2, rule="repo"),
+    "eap-ig-activations, repo": _edges("eap-ig-activations", steps=1, rule="repo"),
     "clean-corrupted": _edges("clean-corrupted"),
     "ifr": _edges("ifr"),
     "exact edges": _exact_edges,

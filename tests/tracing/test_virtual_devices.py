@@ -20,6 +20,9 @@ from tests.comparisons import PROMPTS
 from tests.node_oracle import LONG, SHORT
 from tests.virtual_devices import ACCELERATORS, HOST, Devices, MixedDevices, spread_model, virtual_devices
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 ONE, TWO, _ = ACCELERATORS
 
 
