@@ -62,9 +62,9 @@ def ways(pool: int, most_budget: int = 400) -> st.SearchStrategy[Way]:
 
 
 def run_in_a_way(
-    call: Call, program: type, model: PatchModel, pool: Sequence[Any], way: Way
+    call: Call, program: type, model: PatchModel, pool: Sequence[Any], way: Way, function: str = "run"
 ) -> Mapping[str, Tensor]:
-    """Runs `call` as `way` says; `program` is the class whose batches are interrupted and do not fit."""
+    """Runs `call` as `way` says; `program` is the class whose batches are interrupted and do not fit, in `function`."""
     # Prefixes of its own, and cheap ones: they are shared wherever two items of a batch begin alike.
     with tempfile.TemporaryDirectory() as directory, use_prefixes(Prefixes(least=2, worth=1)):
         found: Mapping[str, Tensor] | None = None
@@ -72,7 +72,7 @@ def run_in_a_way(
             # What was finished is known by its content, not by its place.
             turned = number + 1 - len(way.attempts)
             order = way.order[turned:] + way.order[:turned] if turned else way.order
-            with _disturbed(program, attempt.stop, way.room) as stopped:
+            with _disturbed(program, function, attempt.stop, way.room) as stopped:
                 try:
                     found = call(model, [pool[n] for n in order], attempt.budget, Path(directory))
                 except KeyboardInterrupt:
@@ -82,11 +82,13 @@ def run_in_a_way(
 
 
 @contextmanager
-def _disturbed(program: Any, stop: int | None, room: int | None) -> Iterator[Callable[[], bool]]:
-    """Inside, `program.run` is interrupted at a batch and runs out of memory where a batch is too large."""
-    run, batches = program.run, 0
+def _disturbed(
+    program: Any, function: str, stop: int | None, room: int | None
+) -> Iterator[Callable[[], bool]]:
+    """Inside, a function of a program is interrupted at a batch, and runs out of memory where a batch is too large."""
+    run, batches = getattr(program, function), 0
 
-    def disturbed(self: Any, model: PatchModel, items: Sequence[Any]) -> dict[str, Tensor]:
+    def disturbed(self: Any, model: PatchModel, items: Sequence[Any]) -> Any:
         nonlocal batches
         padded = len(items) * max(self.tokens(item) for item in items)
         inside = getattr(self, "max_batch_tokens", 0)
@@ -98,7 +100,7 @@ def _disturbed(program: Any, stop: int | None, room: int | None) -> Iterator[Cal
         return run(self, model, items)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "run", disturbed)
+        patch.setattr(program, function, disturbed)
         yield lambda: stop is not None and batches == stop
 
 

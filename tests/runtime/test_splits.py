@@ -18,11 +18,15 @@ import torch
 from hypothesis import Phase, given, settings
 from torch import Tensor
 
-from patchkit.data import Batch, Pair
+from patchkit.data import Batch, Pair, Triple
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._edge_replacement import EdgeReplacement
 from patchkit.methods._edge_sweep import PatchEdges
 from patchkit.methods._evaluate_repair import DirectEffects
+from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_prepare import Preparation
+from patchkit.methods._mask_prepared import prepare
+from patchkit.methods._mask_steps import Gradient
 from patchkit.methods._mask_triples import OwnAnswers
 from patchkit.methods._node_options import NodeOptions
 from patchkit.methods._path_program import PatchPaths
@@ -104,11 +108,13 @@ class Case:
 
     Attributes:
         summed: those of its tensors that are sums over the pairs.
+        function: that runs a batch.
     """
 
     program: type
     call: Call
     summed: frozenset[str] = frozenset()
+    function: str = "run"
 
 
 def _journal(directory: Path | None) -> Journal | None:
@@ -215,6 +221,23 @@ def _answers(model: PatchModel, pairs: Sequence[Pair], budget: int, to: Path | N
     return run_program(OwnAnswers(), model, prompts, max_batch_tokens=budget, journal=_journal(to))
 
 
+def _mask(model: PatchModel, pairs: Sequence[Pair], budget: int, to: Path | None) -> Mapping[str, Tensor]:
+    """The gradient of a mask, and the answers under it."""
+    layout = Layout.build(("head", "mlp"), model.dims)
+    keep = torch.rand(layout.size, generator=torch.Generator().manual_seed(1))
+    triples = [Triple("a", pair.clean_ids, pair.corrupt_ids, pair.answer_id) for pair in pairs]
+    made = prepare(model, layout, {"a": triples}, max_batch_tokens=budget)
+    with made.sessions[0] as session:
+        step = Gradient("cross-entropy", keep, torch.ones(len(pairs)))
+        found = session.run(step, journal=_journal(to))
+    return {
+        "loss": found["loss"],
+        "gradient": found["gradient"],
+        "answer": made.answers((keep > 0.5).float()),
+        "own": made.original_answer,
+    }
+
+
 SUMS = frozenset({"mean", "mean_abs", "by_query"})
 CASES = {
     "exact": Case(PatchSets, _nodes("exact", nodes=("z", "k", "resid_pre"))),
@@ -236,6 +259,7 @@ CASES = {
     "scrubbing": Case(Scrub, _scrubbing),
     "self-repair": Case(DirectEffects, _repair),
     "answers": Case(OwnAnswers, _answers),
+    "mask": Case(Preparation, _mask, frozenset({"loss", "gradient"}), "open"),
 }
 #: Each case on two families of four, and on one embedded model.
 ON_FAMILIES = [(case, FAMILIES[(n + k) % 4]) for n, case in enumerate(CASES) for k in (0, 1)]
@@ -254,7 +278,7 @@ def check(name: str, case: str, way: Way, tolerance: float, dtype: torch.dtype =
     model, pairs = material(name, dtype)
     expected = alone(name, case, dtype)
     sizes = [float(each[key].abs().max()) for each in expected for key in METRICS & each.keys()]
-    found = run_in_a_way(CASES[case].call, CASES[case].program, model, pairs, way)
+    found = run_in_a_way(CASES[case].call, CASES[case].program, model, pairs, way, CASES[case].function)
     check_equal(found, expected, way.order, tolerance, CASES[case].summed, max(sizes, default=0.0))
 
 
