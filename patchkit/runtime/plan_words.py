@@ -116,7 +116,7 @@ def _fits(dims: Dims, stages: Sequence[Stage], spread: Spread, machine: Machine)
     return "; ".join(found)
 
 
-def fitting_tokens(dims: Dims, stages: Sequence[Stage], spread: Spread, room: float) -> int | None:
+def fitting_tokens(dims: Dims, stages: Sequence[Stage], spread: Spread, room: int | float) -> int | None:
     """The largest budget, the default or a half of it and so on, of which every stage fits into a device of so many
     bytes; None where not even single items do."""
     budget, longest = MAX_BATCH_TOKENS, max(_longest(stage) for stage in stages)
@@ -139,11 +139,11 @@ def _wire(plan: Plan) -> str:
     )
 
 
-def _counted(count: float, word: str) -> str:
+def _counted(count: int | float, word: str) -> str:
     return f"{count:,.0f} {word}{'' if round(count) == 1 else 's'}"
 
 
-def count_words(count: float) -> str:
+def count_words(count: int | float) -> str:
     """1.2k, 3.4M, 13.0B."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
@@ -151,7 +151,7 @@ def count_words(count: float) -> str:
     return f"{count:.0f}"
 
 
-def flop_words(count: float) -> str:
+def flop_words(count: int | float) -> str:
     """Floating-point operations for a person: 2.5 TFLOP."""
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if count >= size:
@@ -159,7 +159,7 @@ def flop_words(count: float) -> str:
     return f"{count:,.0f} FLOP"
 
 
-def time_words(seconds: float) -> str:
+def time_words(seconds: int | float) -> str:
     """A duration for a person: 0.4 s, 35 s, 12 min, 3.5 h, 2.1 days."""
     if seconds < 10:
         return f"{seconds:.1f} s"
