@@ -130,7 +130,7 @@ def test_files_that_are_not_files_of_pairs(tmp_path):
         read_pairs(tmp_path / "absent.jsonl", None, 7)
     with pytest.raises(InputError, match="found a directory"):
         read_pairs(tmp_path, None, 7)
-    with pytest.raises(InputError, match="empty.jsonl: the file of prompt pairs is empty"):
+    with pytest.raises(InputError, match="empty.jsonl: expected a file of prompt pairs with at least one line, found an empty file"):
         read_pairs(lines(tmp_path / "empty.jsonl", "", "  "), None, 7)
     with pytest.raises(InputError, match="has no rows"):
         read_pairs(Dataset.from_list([IDS]).select([]), None, 7)
@@ -146,7 +146,7 @@ def test_files_that_are_not_files_of_pairs(tmp_path):
         ("clean,corrupted,correct_idx,incorrect_idx\nMary,Paul,4\n", "line 2: expected 4 fields .*found 3"),
         ("clean,corrupted,correct_idx,incorrect_idx\nMary,Paul,John,3\n", "line 2: correct_idx must be"),
         ("clean,clean,corrupted,correct_idx,incorrect_idx\n", "line 1: column 'clean' appears twice"),
-        ("clean,corrupted,correct_idx,incorrect_idx\n", "is empty"),
+        ("clean,corrupted,correct_idx,incorrect_idx\n", "found nothing but a header"),
         ('clean,corrupted,correct_idx,incorrect_idx\n"Mary" x,Paul,4,3\n', "line 2: malformed CSV"),
     ],
 )  # fmt: skip
