@@ -82,7 +82,8 @@ def started_processes(count: int, gpus_per_replica: int = 1) -> Iterator[Group]:
             f"are {torch.cuda.device_count()}"
         )
     before = dict(os.environ)
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // count))
+    all_threads = torch.get_num_threads()
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, all_threads // count))
     shared = {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
@@ -111,6 +112,7 @@ def started_processes(count: int, gpus_per_replica: int = 1) -> Iterator[Group]:
             yield group
     finally:
         _end(group, children)
+        torch.set_num_threads(all_threads)
         os.environ.clear()
         os.environ.update(before)
 
