@@ -439,7 +439,7 @@ def test_the_devices_of_offloaded_weights_are_where_they_are_brought() -> None:
     assert block.mlp.c_proj.weight.is_meta
     model = load(module)
     assert model_devices(model) == [CPU]
-    block.mlp.c_proj._hf_hook.execution_device = 3
+    block.mlp.c_proj._hf_hook.execution_device = "cuda:3"
     assert model_devices(model) == [CPU, torch.device("cuda", 3)]
 
 
