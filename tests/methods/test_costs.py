@@ -137,7 +137,6 @@ def ratio(model: PatchModel, stage: Stage) -> float:
     numbers = length_buckets([stage.program.tokens(item) for item in stage.items])[-1]
     items = [stage.items[number] for number in numbers]
     program: Any = stage.program
-    program.run(model, items[:1])
     with LiveBytes(collect=type(program).__name__ in _OF_ROWS) as held:
         program.run(model, items)
     return batch_bytes(program, model.dims, model.dtype.itemsize, items) / held.peak
