@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from patchkit.cli.console import hush_loading, say
 from patchkit.cli.options import one_of
+from patchkit.cli.outcome import open_model
 from patchkit.cli.plan_stages import models_of, shared_options, stages_of
 from patchkit.cli.plan_table import show_plan
 from patchkit.errors import InputError
@@ -56,7 +58,9 @@ def plan(
         how: dict[str, Any] = {"dtype": shared.dtype, "attn_implementation": shared.attn_implementation}
         model = load(name, lazy=True, **how)
         found = stages_of(model, command, inner, tokens)
-        loaded = load(name, **how) if measure and flops is None and weights_here(name) else None
+        # As the command itself would open it, in this process alone.
+        alone = replace(shared, backend=None, num_processes=None)
+        loaded = open_model(name, alone) if measure and flops is None and weights_here(name) else None
         if loaded is not None:
             say(
                 "Two batches of each stage are run to measure the time; --no-measure leaves that out.",

@@ -31,12 +31,14 @@ class Planned:
         lengths: of its prompts.
         made_up: whether these are only as many and as long as was said.
         results: bytes that stay on disk.
+        facts: label and value of what else is known.
     """
 
     stages: list[Stage]
     lengths: list[int]
     made_up: bool
     results: float
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 def shared_options(given: dict[str, Any]) -> RunOptions:
@@ -70,7 +72,16 @@ def stages_of(model: PatchModel, command: str, given: dict[str, Any], tokens: in
         return _mask(model, given, shared, tokens)
     made, made_up = _pairs(model, given, tokens)
     stages, results = _PAIRED[command](model, made, given, shared)
-    return Planned(stages, [len(pair.clean_ids) for pair in made], made_up, results)
+    facts = _graph(model) if command in ("edges", "paths", "evaluate") else ()
+    return Planned(stages, [len(pair.clean_ids) for pair in made], made_up, results, facts)
+
+
+def _graph(model: PatchModel) -> tuple[tuple[str, str], ...]:
+    from patchkit.model import EdgeGraph
+
+    graph, wide = EdgeGraph.of(model.dims), EdgeGraph.of(model.dims, by_query_head=True)
+    said = f"{graph.n_senders:,} senders, {graph.n_edges:,} edges"
+    return (("graph", said if wide == graph else f"{said} ({wide.n_edges:,} by query head)"),)
 
 
 def models_of(command: str, given: dict[str, Any]) -> Sequence[str]:
@@ -202,13 +213,15 @@ def _evaluate(
     from patchkit.results.circuit_source import read_circuit
 
     asked = evaluate_options(given)
-    source = read_circuit(given["circuit"], model.dims).source
+    # A plan may be made before there is anything to evaluate.
+    source = read_circuit(given["circuit"], model.dims).source if given["circuit"].exists() else None
     stages = evaluate_stages(
         model, pairs, source, edge_options(given, shared), asked, reference=given_reference(model, given)
     )
     if not stages:
         raise InputError(
-            "plan evaluate: nothing is asked of this circuit; expected such as --top-n or --curve"
+            f"plan evaluate: {given['circuit']} is not there, and nothing says how large a circuit is; give --top-n or "
+            "--curve"
         )
     return stages, 20.0 * len(pairs) * sum(len(getattr(each.program, "circuits", ())) for each in stages)
 

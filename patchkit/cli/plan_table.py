@@ -48,6 +48,7 @@ def show_plan(
     lines = [
         ("model", model_words(model)),
         *([("graph", _graph(model))] if of_edges else []),
+        *found.facts,
         ("prompts", _prompts(made, found.made_up)),
         ("batches", f"of up to {budget:,} tokens; where memory is short, of half as many, and so on"),
         *plan_lines(dims, made, found.stages, spread, machine),

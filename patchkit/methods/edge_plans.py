@@ -27,6 +27,7 @@ from patchkit.methods.edge_patching import Sweep
 from patchkit.methods.path_patching import PathStudy
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.circuit import Circuit
+from patchkit.results.curves import FRACTIONS
 from patchkit.results.edge_scores import EdgeScores
 from patchkit.runtime.plan import Stage, Steps
 
@@ -174,30 +175,36 @@ def paths_stages(
 def evaluate_stages(
     model: PatchModel,
     pairs: Sequence[Pair],
-    source: EdgeScores | Circuit,
+    source: EdgeScores | Circuit | None,
     options: EdgeOptions,
     asked: EvaluateOptions,
     *,
     reference: Sequence[Pair] | None = None,
 ) -> list[Stage]:
-    """Of `evaluate`: the circuits that it selects, and as many more as its tests make of the last of them."""
+    """Of `evaluate`: the circuits that it selects, and as many more as its tests make of the last of them.
+
+    Args:
+        source: None where nothing is scored yet: edges of the sizes asked for are then spread evenly over all.
+    """
     check_circuit_options(options)
-    chosen = choose(source, asked)
-    curves = []
+    graph = EdgeGraph.of(model.dims)
+    circuits = [] if source is None else [each.circuit for each in choose(source, asked)]
+    if source is None:
+        circuits = [evenly_spread(graph, size) for size in asked.sizes]
+    curves: list[Circuit] = []
     if asked.curve and isinstance(source, EdgeScores):
-        curves = [
-            each for absolute in (False, True) for each in curve_circuits(source, asked.selection, absolute)
-        ]
+        lines = [curve_circuits(source, asked.selection, absolute) for absolute in (False, True)]
+        curves = [each.circuit for line in lines for each in line]
+    elif asked.curve and source is None:
+        curves = 2 * [evenly_spread(graph, round(fraction * graph.n_edges)) for fraction in FRACTIONS]
     stages = _means(pairs, options, reference)
-    every = [each.circuit for each in [*chosen, *curves]]
-    if every:
-        stages.append(circuits_stage(model, pairs, options, every, "circuits"))
-    if chosen:
-        for label, count in _tests(chosen[-1].circuit, asked).items():
-            circuits = [chosen[-1].circuit] * min(count, _TOGETHER)
-            stages.append(circuits_stage(model, pairs, options, circuits, label, count / len(circuits)))
+    if circuits or curves:
+        stages.append(circuits_stage(model, pairs, options, [*circuits, *curves], "circuits"))
+    if circuits:
+        for label, count in _tests(circuits[-1], asked).items():
+            several = [circuits[-1]] * min(count, _TOGETHER)
+            stages.append(circuits_stage(model, pairs, options, several, label, count / len(several)))
     if asked.knockout:
-        graph = EdgeGraph.of(model.dims)
         group = find_group(graph, asked.knockout)
         program = DirectEffects(options.metric, options.direction, EdgeReplacement(options.ablation), group)
         covered = read_places("all", pairs).covered

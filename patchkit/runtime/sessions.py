@@ -41,7 +41,7 @@ class Session:
         label: what is being done, for messages.
 
     Raises:
-        InputError: there are no items, or the model cannot be opened by the other processes of the group.
+        InputError: there are no items, the model has no weights, or it cannot be opened by the other processes of the group.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Session:
         self.label = label or type(opener).__name__
         if not items:
             raise InputError(f"{self.label}: nothing to run, the list of items is empty")
+        model.require_weights()
         self.opener, self.model, self.items = opener, model, items
         execution = current_execution()
         self.group = execution.group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from patchkit.cli import app
 from patchkit.cli.plan import weights_here
+from patchkit.studies import StudyOptions
 
 #: Beside `make test`, in a lane of its own.
 pytestmark = pytest.mark.slow
@@ -99,6 +101,14 @@ def test_a_circuit_is_read_for_its_plan(circuit: Path) -> None:
         assert part in tested.stdout and part not in plain.stdout
 
 
+@pytest.fixture
+def few_triples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making them is most of the time."""
+    small = functools.partial(StudyOptions, n_train=12, n_test=20)
+    monkeypatch.setattr("patchkit.studies.plans.StudyOptions", small)
+
+
+@pytest.mark.usefixtures("few_triples")
 @pytest.mark.parametrize("name", ["variable-binding", "circuits", "ioi", "scrubbing", "attribution-recall"])
 def test_every_study_has_a_plan(name: str) -> None:
     result = run("study", name, "--no-measure")
@@ -106,8 +116,16 @@ def test_every_study_has_a_plan(name: str) -> None:
     assert "made up" not in result.stdout
 
 
+@pytest.mark.usefixtures("few_triples")
 def test_the_demo_has_a_plan() -> None:
     assert run("demo", "--no-measure").exit_code == 0
+
+
+def test_a_circuit_that_is_not_there_yet_is_planned_by_its_size() -> None:
+    words = ("evaluate", "--model", "varbind-llama", "--circuit", "nowhere", "--n", 6, "--no-measure")
+    result = run(*words, "--top-n", "50,100", "--curve", "--random", 5)
+    assert result.exit_code == 0, result.stderr
+    assert "random" in result.stdout and "edges" in fact(result, "graph")
 
 
 def test_tasks_and_files_are_read(tmp_path: Path) -> None:
@@ -181,5 +199,6 @@ def test_an_unknown_option_is_refused() -> None:
     assert run("patch", "--model", "ioi-gpt2", "--no-such-option", "3").exit_code == 2
 
 
-def test_a_command_that_cannot_be_planned_without_its_circuit() -> None:
-    assert run("evaluate", "--model", "ioi-gpt2", "--circuit", "nowhere.txt").exit_code == 2
+def test_a_circuit_of_no_known_size_is_refused() -> None:
+    result = run("evaluate", "--model", "ioi-gpt2", "--circuit", "nowhere.txt")
+    assert result.exit_code == 2 and "nowhere.txt is not there" in result.stderr

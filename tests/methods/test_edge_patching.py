@@ -187,6 +187,8 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     model, _ = pair("gpt2")
     mask = EdgeGraph.of(model.dims).find_edges(some_edges(EdgeGraph.of(model.dims), 2))
     monkeypatch.setattr(edge_patching, "ROWS_AN_ITEM", 8)
+    # Every batch is written when it is finished.
+    monkeypatch.setattr("patchkit.runtime.journal.PATIENCE", 0.0)
     options = EdgeOptions(max_batch_tokens=30)
     whole = patch_edges(model, PAIRS, options, edges=mask)
 

@@ -51,7 +51,7 @@ def refused(check: Callable[..., Any], *args: Any) -> None:
 
 
 def test_heads_that_a_parallel_mlp_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = EdgeGraph.upstream.func  # type: ignore[attr-defined]
+    right = EdgeGraph.upstream.function
     monkeypatch.setattr(EdgeGraph, "upstream", property(lambda graph: right(replace(graph, parallel=False))))
     refused(test_edges.test_counts_are_the_published_ones, "Pythia-2.8B")
     refused(test_edges.test_a_parallel_block_has_no_edge_from_its_heads_to_its_mlp)
@@ -91,7 +91,7 @@ def test_pruning_that_stops_after_one_step(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_pruning_that_forgets_dead_ends_behind_a_shared_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = EdgeGraph.owner.func  # type: ignore[attr-defined]
+    right = EdgeGraph.owner.function
 
     def wrong(graph: EdgeGraph) -> Tensor:
         owner = right(graph)

@@ -135,19 +135,23 @@ def test_eager_attention_and_backwards_take_more() -> None:
     shape = Shape(4, 64, 64, masked=False)
     eager = Dims(**{**vars(MICRO), "eager": True})
     probabilities = 4 * 2 * 64 * 64 * 4
-    assert pass_bytes(eager, shape, backward=False) >= 3 * probabilities
+    assert pass_bytes(eager, shape, backward=False) >= 2 * probabilities, "masked scores, and their softmax"
     kept = pass_bytes(eager, shape, backward=True) - pass_bytes(MICRO, shape, backward=True)
     assert kept == 2 * probabilities, "of every layer"
 
 
-def lazy(**sizes: int) -> PatchModel:
+def lazy() -> PatchModel:
     from patchkit.model.load import _wrap
 
-    shape: dict[str, Any] = dict(
-        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+    }
     with torch.device("meta"):
-        module = LlamaForCausalLM(LlamaConfig(**(shape | sizes))).eval().requires_grad_(False)
+        module = LlamaForCausalLM(LlamaConfig(**sizes)).eval().requires_grad_(False)
     return _wrap(module, None, "made", None, borrowed=False, lazy=True)
 
 
@@ -181,7 +185,9 @@ def test_what_fits_is_found_by_halving() -> None:
 
 def test_fixed_and_each_from_two_batches() -> None:
     assert fit((10.0, 3.0), (40.0, 6.0)) == (2.0, 0.1)
-    assert fit((10.0, 3.0), (40.0, 2.0)) == (0.0, 2.0 / 40.0), "no slower with more tokens: all time is theirs"
+    assert fit((10.0, 3.0), (40.0, 2.0)) == (0.0, 2.0 / 40.0), (
+        "no slower with more tokens: all time is theirs"
+    )
     assert fit((10.0, 1.0), (40.0, 8.0)) == (0.0, 0.2), "nothing left for the fixed part"
 
 

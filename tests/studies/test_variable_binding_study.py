@@ -15,6 +15,7 @@ from patchkit import InputError, MaskOptions, Schedule, StudyOptions, load, run_
 from patchkit.model import PatchModel
 from patchkit.results.mask import MaskResult
 from patchkit.results.study import VariableBindingStudy
+from patchkit.runtime.plan_words import Machine
 from patchkit.studies.published import (
     PUBLISHED_COMPONENTS,
     compare_with_published,
@@ -113,12 +114,16 @@ def llama_13b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_plan_has_the_published_shape_without_weights(llama_13b: Path) -> None:
     model = load(str(llama_13b), lazy=True)
-    plan = plan_published(model, published_options())
-    assert (plan.components, plan.heads, plan.mlps) == (PUBLISHED_COMPONENTS, 1600, 40)
+    found = plan_published(model, published_options())
+    lines = dict(found.lines())
+    assert lines["components"] == f"{PUBLISHED_COMPONENTS:,} (1,600 heads, 40 MLPs)"
     # 13.016 billion parameters of two bytes.
-    assert plan.weight_bytes == pytest.approx(2 * 13.016e9, rel=1e-3)
-    assert plan.triples == 4 * 45 and plan.steps == 7 * 100 * 2
-    assert plan.flops == pytest.approx(2 * 13.016e9 * plan.token_forwards, rel=1e-3)
+    assert sum(found.spread.weights) == pytest.approx(2 * 13.016e9, rel=1e-3)
+    assert found.triples == 4 * 45 and found.steps == 7 * 100 * 2
+    # A token goes through 12.7 billion weights of the blocks: the token embedding is looked up.
+    assert found.plan.token_flops == pytest.approx(2 * 12.7e9, rel=0.01)
+    eight = plan_published(model, published_options(), Machine(processes=8), devices=2)
+    assert eight.spread.devices == 2 and "8 processes" in dict(eight.lines())["time"]
     with pytest.raises(InputError, match="lazy"):
         model.require_weights()
     assert all(parameter.is_meta for parameter in model.hf.parameters())
