@@ -16,7 +16,8 @@ class PatchkitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        # Spelled out: `super()` without arguments does not travel to a hosted model.
+        Exception.__init__(self, one_line(message))
 
 
 class InputError(PatchkitError):

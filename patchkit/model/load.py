@@ -103,9 +103,9 @@ def open_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
-    config = _read_config(path, options)
+    config = read_config(path, options)
     arch = architecture_for(config)
-    tokenizer = tokenizer or _read_tokenizer(path, options)
+    tokenizer = tokenizer or read_tokenizer(path, options)
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     spread = {} if max_memory is None else {"max_memory": max_memory}
@@ -170,7 +170,7 @@ def _wrap(
     forwards = {} if lm is not None else own_forwards(module)
     if lm is None:
         # nnsight wants a tokenizer even when it is only ever given token ids, and changes its padding: it gets a copy.
-        own = _placeholder_tokenizer(dims.vocab_size) if tokenizer is None else copy.deepcopy(tokenizer)
+        own = placeholder_tokenizer(dims.vocab_size) if tokenizer is None else copy.deepcopy(tokenizer)
         # The pipeline inside would otherwise move the model to the first GPU it finds; a model that accelerate has
         # spread is left alone by itself.
         spread = getattr(module, "hf_device_map", None) or {}
@@ -201,13 +201,13 @@ def move(module: nn.Module, device: str | torch.device) -> nn.Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device '{device}' cannot be used: {_in_short(error)}") from error
+        raise InputError(f"device '{device}' cannot be used: {in_short(error)}") from error
 
 
 # What damaged files make transformers raise is not to be listed: below, everything it raises is about them.
 
 
-def _read_config(path: str, options: dict[str, Any]) -> Any:
+def read_config(path: str, options: dict[str, Any]) -> Any:
     there = exists(Path(path))
     if Path(path).is_dir() and not exists(Path(path) / "config.json"):
         raise InputError(f"{path}: no config.json in this directory; expected a Hugging Face model directory")
@@ -219,14 +219,14 @@ def _read_config(path: str, options: dict[str, Any]) -> Any:
         return AutoConfig.from_pretrained(path, **options)
     except Exception as error:
         if there:
-            raise InputError(f"{path}: config.json could not be read: {_in_short(error)}") from error
+            raise InputError(f"{path}: config.json could not be read: {in_short(error)}") from error
         raise InputError(
             f"model '{path}' could not be opened: it is not an embedded name, not a local directory, and the hub gave: "
-            f"{_in_short(error)}. `patchkit models` lists the embedded names"
+            f"{in_short(error)}. `patchkit models` lists the embedded names"
         ) from error
 
 
-def _read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
     if Path(path).is_dir() and not any((Path(path) / file).exists() for file in _TOKENIZER_FILES):
         return None
     try:
@@ -238,7 +238,7 @@ def _read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBa
         raise
     except BaseException as error:
         raise InputError(
-            f"the tokenizer of '{path}' could not be read: {_in_short(error)}. Give one with tokenizer=..., or remove "
+            f"the tokenizer of '{path}' could not be read: {in_short(error)}. Give one with tokenizer=..., or remove "
             "its files to work with token ids"
         ) from error
 
@@ -257,7 +257,7 @@ def _read_weights(
             **options,
         )
     except Exception as error:
-        raise InputError(f"the weights of '{path}' could not be loaded: {_in_short(error)}") from error
+        raise InputError(f"the weights of '{path}' could not be loaded: {in_short(error)}") from error
     module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -283,7 +283,7 @@ def _check_depth(path: str, module: nn.Module, unused: Iterable[str]) -> None:
         )
 
 
-def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+def placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """Spells each id as its number; it satisfies nnsight's constructor and is never used on a prompt."""
     vocabulary = {str(i): i for i in range(vocab_size)}
     return PreTrainedTokenizerFast(
@@ -291,7 +291,7 @@ def _placeholder_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """What an error says, in one line of limited length."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnsight.intervention.source import STATE
@@ -18,6 +18,9 @@ from patchkit.errors import InputError
 from patchkit.model.architectures import Architecture
 from patchkit.model.dims import Dims
 from patchkit.model.weights import Weights, execution_device, present
+
+if TYPE_CHECKING:
+    from patchkit.model.hosted import Hosted
 
 #: Elements of each weight that `content_key` reads.
 _SAMPLED = 4096
@@ -49,6 +52,8 @@ class PatchModel(Weights):
         dims: its sizes.
         tokenizer: None for a model that came without one (prompts are then token ids).
         lazy: whether the weights are still on the meta device (plans only).
+        hosted: where its weights are, if they are not here.
+        pad_id: a token for left padding; it is masked, so any id of the vocabulary will do when none is declared.
         opening: arguments with which `patchkit.load` opens the same model in another process; None for a module that was
             made here.
     """
@@ -65,6 +70,7 @@ class PatchModel(Weights):
         lazy: bool = False,
         borrowed: bool = False,
         forwards: Mapping[nn.Module, Any] | None = None,
+        hosted: Hosted | None = None,
     ) -> None:
         self.lm = lm
         self.arch = arch
@@ -73,6 +79,11 @@ class PatchModel(Weights):
         self.tokenizer = tokenizer
         self.revision = revision
         self.lazy = lazy
+        self.hosted = hosted
+        declared = getattr(tokenizer, "pad_token_id", None)
+        if declared is None:
+            declared = getattr(self.config, "pad_token_id", None)
+        self.pad_id: int = declared if declared is not None and 0 <= declared < dims.vocab_size else 0
         self._borrowed = borrowed
         self._forwards = forwards or {}
         self._content_key: str | None = None
@@ -100,14 +111,6 @@ class PatchModel(Weights):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
-
-    @property
-    def pad_id(self) -> int:
-        """A token for left padding; it is masked, so any id of the vocabulary will do when none is declared."""
-        declared = getattr(self.tokenizer, "pad_token_id", None)
-        if declared is None:
-            declared = getattr(self.config, "pad_token_id", None)
-        return declared if declared is not None and 0 <= declared < self.dims.vocab_size else 0
 
     def block(self, layer: int) -> Any:
         """The nnsight envoy of a block."""
@@ -156,12 +159,30 @@ class PatchModel(Weights):
             self._content_key = digest.hexdigest()[:32]
         return self._content_key
 
+    def set_content_key(self, key: str) -> None:
+        """What a host has found `content_key` to be."""
+        self._content_key = key
+
+    def travelling(self) -> PatchModel:
+        """The same model as it travels to its host, where its weights are."""
+        there = PatchModel(
+            self.lm, self.arch, self.dims, name=self.name, tokenizer=None, revision=self.revision
+        )
+        there.pad_id = self.pad_id
+        return there
+
     def frozen(self) -> Frozen:
         """A context in which parameters need no gradient; a borrowed module gets its own settings back afterwards."""
         return Frozen([p for p in self.hf.parameters() if p.requires_grad] if self._borrowed else [])
 
     def require_weights(self) -> None:
-        """Raises InputError on a lazily opened model, which can be planned with but not run."""
+        """Raises InputError on a lazily opened model, which can be planned with but not run, and on a hosted one, on which
+        whole methods can be run but no single trace."""
+        if self.hosted is not None:
+            raise InputError(
+                f"{self.name} is hosted at {self.hosted.url} and has no weights here: run a method on it, such as "
+                "patch_nodes, or load it without a host"
+            )
         if self.lazy:
             raise InputError(
                 f"{self.name} was loaded with lazy=True and has no weights; load it without lazy to run it"

@@ -14,6 +14,7 @@ from patchkit.runtime.interrupts import Terminated as Terminated
 from patchkit.runtime.journal import Journal as Journal
 from patchkit.runtime.launch import joined_processes as joined_processes
 from patchkit.runtime.launch import started_processes as started_processes
+from patchkit.runtime.probe import load_hosted as load_hosted
 from patchkit.runtime.processes import Group as Group
 from patchkit.runtime.processes import launched as launched
 from patchkit.runtime.processes import placement as placement

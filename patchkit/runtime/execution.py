@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from patchkit.runtime.host import Host
 from patchkit.runtime.processes import Group
 
 
@@ -41,12 +42,20 @@ class Execution:
         fit_memory: begin with batches that by the Program's own estimate fit into what memory is free. Without it they
             are as large as the token budget says, until memory runs out.
         watcher: who is told.
+        remote_concurrency: jobs that are under way at a time on a model's host.
+        job_timeout: seconds after which a job that is still not done ends the run.
+        patience: seconds for which a host that cannot be reached is asked again.
+        hosts: those that are spoken with, by URL.
     """
 
     group: Group | None = None
     max_failures: int | None = None
     fit_memory: bool = True
     watcher: Watcher | None = None
+    remote_concurrency: int = 2
+    job_timeout: float = 3600.0
+    patience: float = 600.0
+    hosts: dict[str, Host] = field(default_factory=dict, compare=False)
 
 
 _EXECUTION: ContextVar[Execution | None] = ContextVar("execution", default=None)

@@ -63,6 +63,10 @@ class Journal:
         # The shard that was read last, unless it is large: a search asks again and again for what one shard holds.
         self._last: tuple[Path, list[Batch]] | None = None
 
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
     def find(self, keys: Sequence[str]) -> Found:
         """What was finished of these keys.
 

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,24 @@ def _says_so(error: Exception) -> bool:
     text = str(error)
     # accelerate looks at errors of one argument, and takes that for a text.
     return should_reduce_batch_size(RuntimeError(text)) or any(said in text for said in _SAYS_OUT_OF_MEMORY)
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether a traceback from somewhere else ends in an error that says that memory ran out."""
+    ends = list(re.finditer(r"^([A-Za-z_][\w.]*(?:Error|Exception)): ", text, re.MULTILINE))
+    kind = ends[-1][1].rpartition(".")[2] if ends else ""
+    said = text[ends[-1].end() :] if ends else text
+    if kind in (
+        "ValueError",
+        "TypeError",
+        "KeyError",
+        "IndexError",
+        "AttributeError",
+        "InputError",
+        "RunError",
+    ):
+        return False
+    return kind in ("MemoryError", "OutOfMemoryError") or _says_so(RuntimeError(said))
 
 
 def release_memory() -> None:

@@ -24,7 +24,9 @@ from patchkit.runtime.batching import MAX_BATCH_TOKENS, fitting_budget, length_b
 from patchkit.runtime.content import content_digest
 from patchkit.runtime.execution import current_execution
 from patchkit.runtime.failures import ItemFailure, ItemsFailed, check_failures
+from patchkit.runtime.hosted import HostedRunner
 from patchkit.runtime.interrupts import Interrupts
+from patchkit.runtime.job_notes import JobNotes
 from patchkit.runtime.journal import Journal
 from patchkit.runtime.program import Progress
 from patchkit.runtime.queue import CloseWork, ModelSource, OpenWork, Part, speaker
@@ -41,7 +43,7 @@ class Session:
         label: what is being done, for messages.
 
     Raises:
-        InputError: there are no items, the model has no weights, or it cannot be opened by the other processes of the group.
+        InputError: there are no items, the model has no weights, or the group's other processes cannot open it.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class Session:
         self.label = label or type(opener).__name__
         if not items:
             raise InputError(f"{self.label}: nothing to run, the list of items is empty")
-        model.require_weights()
+        if model.hosted is None:
+            model.require_weights()
         self.opener, self.model, self.items = opener, model, items
         execution = current_execution()
         self.group = execution.group
@@ -64,13 +67,19 @@ class Session:
         lengths = [opener.tokens(item) for item in items]
         # Refuses a budget of nothing before anything is estimated.
         self.batches = length_buckets(lengths, budget)
-        if execution.fit_memory:
+        if model.hosted is not None and self.group is not None and self.group.size > 1:
+            raise InputError(
+                f"{model.name} is hosted at {model.hosted.url}: jobs are sent by one process, found {self.group.size}; "
+                "give --remote-concurrency instead of several processes"
+            )
+        # How much memory a host has is found out there: what does not fit comes back, and is halved.
+        if execution.fit_memory and model.hosted is None:
             here = 1 if self.group is None else self.group.local_size
             budget = fitting_budget(opener, model, items, max_batch_tokens, here)
             if budget < max_batch_tokens:
                 self.batches = length_buckets(lengths, budget)
         self.budget = budget
-        self._runner = BatchRunner(model, opener, items)
+        self._runner = _runner(model, opener, items)
         self._item_keys: list[str] | None = None
         self._made_by: tuple[str, str] | None = None
         self._journals: list[Journal] = []
@@ -91,7 +100,7 @@ class Session:
 
     def close(self) -> None:
         """Lets go of what was opened, in every process, and writes what waits in journals."""
-        self._runner = BatchRunner(self.model, self.opener, self.items)
+        self._runner = _runner(self.model, self.opener, self.items)
         if self.group is not None and self.group.size > 1:
             speaker(self.group).say(CloseWork(self._number))
         for journal in self._journals:
@@ -131,7 +140,7 @@ class Session:
         execution = current_execution()
         watcher = execution.watcher
         with Interrupts(None if watcher is None else watcher.message) as interrupts:
-            for part in self._parts(step, todo):
+            for part in self._parts(step, todo, keys, journal, interrupts):
                 numbers = gathered.take(part)
                 if part.failures:
                     self._check_failures(gathered)
@@ -173,7 +182,18 @@ class Session:
         # Opened batches stay as they are, so that what was opened is found again.
         return [batch for batch, missing in zip(self.batches, left, strict=True) if missing]
 
-    def _parts(self, step: Any, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
+    def _parts(
+        self,
+        step: Any,
+        batches: Sequence[Sequence[int]],
+        keys: Sequence[str] | None,
+        journal: Journal | None,
+        interrupts: Interrupts,
+    ) -> Iterator[Part]:
+        if isinstance(self._runner, HostedRunner):
+            notes = None if journal is None else JobNotes(journal.directory, self._runner.hosted.url)
+            yield from self._runner.parts(step, batches, self.budget, keys, notes, interrupts.check)
+            return
         if self.group is not None and self.group.size > 1:
             yield from shared_parts(self.group, self._number, step, self._runner, batches, self.budget)
             return
@@ -191,6 +211,10 @@ class Session:
         return [
             ItemFailure(self.items[number], reason) for number, reason in sorted(gathered.failures.items())
         ]
+
+
+def _runner(model: PatchModel, opener: Any, items: Sequence[Any]) -> BatchRunner | HostedRunner:
+    return BatchRunner(model, opener, items) if model.hosted is None else HostedRunner(model, opener, items)
 
 
 class _Gathered:

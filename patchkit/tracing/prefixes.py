@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -102,7 +102,26 @@ class Prefixes:
             del of.held[key]
 
 
-_CURRENT: ContextVar[Prefixes | None] = ContextVar("prefixes", default=Prefixes())  # noqa: B039
+class _Current:
+    """What `use_prefixes` has set last. (A ContextVar alone does not travel to a hosted model; every job has its own.)"""
+
+    def __init__(self) -> None:
+        self._set: ContextVar[Prefixes | None] = ContextVar("prefixes", default=Prefixes())  # noqa: B039
+
+    def __reduce__(self) -> tuple[type[_Current], tuple[()]]:
+        return (_Current, ())
+
+    def get(self) -> Prefixes | None:
+        return self._set.get()
+
+    def set(self, prefixes: Prefixes | None) -> Token[Prefixes | None]:
+        return self._set.set(prefixes)
+
+    def reset(self, token: Token[Prefixes | None]) -> None:
+        self._set.reset(token)
+
+
+_CURRENT = _Current()
 
 
 @contextmanager

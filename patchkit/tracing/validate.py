@@ -61,13 +61,17 @@ def available_kinds(model: PatchModel) -> list[str]:
     return [kind for kind in KINDS if kind not in absent]
 
 
-@torch.no_grad()
 def validate(model: PatchModel) -> None:
     """Checks a freshly opened model on a tiny input; see the module's docstring.
 
     Raises:
         InputError: naming the model, the layer, the kind, and what did not agree.
     """
+    with torch.no_grad():
+        _validate(model)
+
+
+def _validate(model: PatchModel) -> None:
     vocab = model.dims.vocab_size
     prompt = [int(i) % vocab for i in torch.linspace(1, vocab - 1, 8)]
     batch = Batch.from_ids([prompt[:6], prompt], pad_id=model.pad_id)

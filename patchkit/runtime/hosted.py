@@ -1,0 +1,249 @@
+"""Running batches on a host: every batch is one job, several under way at a time, its numbers all that comes back.
+
+What a batch is opened to stays on the host and is gone with the job, so that every step opens its batches anew there.
+Where the host's memory or its time limit is too small for a batch, the batch is halved, as memory asks for here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from patchkit.errors import InputError, RunError
+from patchkit.model import PatchModel
+from patchkit.runtime.execution import Execution, current_execution
+from patchkit.runtime.failures import ItemFailure
+from patchkit.runtime.host import Answer, Host, logger
+from patchkit.runtime.job_notes import JobNotes
+from patchkit.runtime.memory import says_out_of_memory
+from patchkit.runtime.queue import Part
+from patchkit.runtime.work import summed_of, with_budget
+from patchkit.tracing.jobs import pack_job, run_step, unpack_result
+
+#: Seconds between two looks at the jobs, from the first to the longest.
+_FIRST_LOOK, _LONGEST_LOOK = 0.05, 2.0
+#: A job of which the host says nothing at all for so long is lost, seconds.
+LOST_SECONDS = 60.0
+#: Times that a job is sent which was lost or cancelled through no fault of its own.
+ATTEMPTS = 3
+
+_TIME_LIMIT = "exceeded the execution timeout"
+_CANCELLED = "cancelled or preempted by the server"
+
+
+@dataclass(eq=False)
+class Flight:
+    """A job under way."""
+
+    job: str
+    batch: int
+    piece: list[int]
+    attempt: int
+    began: float
+    seen: float
+
+
+@dataclass(eq=False)
+class _Waiting:
+    batch: int
+    piece: list[int]
+    attempt: int = 1
+
+
+class HostedRunner:
+    """Sends the batches of some items to the model's host.
+
+    Attributes:
+        limit: padded tokens of a batch, from the last time that one was too large there.
+    """
+
+    def __init__(self, model: PatchModel, opener: Any, items: Sequence[Any]) -> None:
+        assert model.hosted is not None
+        self.model, self.opener, self.items = model, opener, items
+        self.hosted = model.hosted
+        self.limit: int | None = None
+
+    def parts(
+        self,
+        step: Any,
+        batches: Sequence[Sequence[int]],
+        budget: int,
+        keys: Sequence[str] | None,
+        notes: JobNotes | None,
+        check: Callable[[], None],
+    ) -> Iterator[Part]:
+        """What the batches gave, as they come back.
+
+        Args:
+            keys: of every item, by which jobs that were sent before are found in `notes`.
+            check: called while waiting; raises to give up. Jobs that are under way run on.
+
+        Raises:
+            InputError: the step takes gradients, and the host gives none.
+            RunError: the host is lost, or a job failed; the message names its items.
+        """
+        check_gradients(self.model, self.opener, step)
+        execution = current_execution()
+        host = host_of(self.model, execution)
+        host.check = check
+        # The longest first, as everywhere.
+        waiting = deque(_Waiting(number, list(batches[number])) for number in reversed(range(len(batches))))
+        flying: list[Flight] = []
+        pause = _FIRST_LOOK
+        while waiting or flying:
+            while waiting and len(flying) < execution.remote_concurrency:
+                next_one = waiting.popleft()
+                if self._too_long(next_one.piece):
+                    waiting.extendleft(_halved(next_one))
+                    continue
+                flying.append(self._launch(host, step, next_one, budget, keys, notes))
+            done = False
+            for flight in list(flying):
+                answer = host.look(flight.job)
+                if not self._over(flight, answer, execution):
+                    continue
+                done = True
+                flying.remove(flight)
+                part = self._landed(flight, answer, step, waiting)
+                if part is not None:
+                    yield part
+                if notes is not None:
+                    notes.drop(flight.job)
+            pause = _FIRST_LOOK if done else min(1.3 * pause, _LONGEST_LOOK)
+            if flying and not done:
+                host.wait(pause)
+
+    def _launch(
+        self,
+        host: Host,
+        step: Any,
+        asked: _Waiting,
+        budget: int,
+        keys: Sequence[str] | None,
+        notes: JobNotes | None,
+    ) -> Flight:
+        mine = None if keys is None else [keys[number] for number in asked.piece]
+        job = None if notes is None or mine is None or asked.attempt > 1 else notes.take(mine)
+        if (watcher := current_execution().watcher) is not None:
+            watcher.batch(len(asked.piece), self._padded(asked.piece) // len(asked.piece))
+        if job is None:
+            given = [self.items[number] for number in asked.piece]
+            opener = None if self.opener is step else self.opener
+            blob = pack_job(self.model, run_step, opener, with_budget(step, budget), given)
+            job = host.send(self.hosted.key, self.hosted.env, blob)
+            if notes is not None and mine is not None:
+                notes.add(job, mine)
+        else:
+            logger.info("job %s: taken up again", job)
+        now = time.monotonic()
+        return Flight(job, asked.batch, asked.piece, asked.attempt, now, now)
+
+    def _over(self, flight: Flight, answer: Answer | None, execution: Execution) -> bool:
+        """Whether a job has ended, well or not, or must be taken for lost."""
+        now = time.monotonic()
+        if answer is not None:
+            flight.seen = now
+            if not answer.over and now - flight.began > execution.job_timeout:
+                raise RunError(
+                    f"job {flight.job} ({self._names(flight.piece)}) is {answer.status} for "
+                    f"{now - flight.began:.0f} s, longer than --job-timeout allows. What is finished is kept, and this "
+                    "job is taken up again with --resume; a smaller --max-batch-tokens makes shorter jobs"
+                )
+            return answer.over
+        return now - flight.seen > LOST_SECONDS
+
+    def _landed(
+        self, flight: Flight, answer: Answer | None, step: Any, waiting: deque[_Waiting]
+    ) -> Part | None:
+        """The part of a job that has ended; None where it, or its halves, are to be sent again."""
+        again = _Waiting(flight.batch, flight.piece, flight.attempt + 1)
+        if answer is None or (answer.error is not None and _CANCELLED in answer.error):
+            if flight.attempt >= ATTEMPTS:
+                what = "is not known to the host any more" if answer is None else "was cancelled by the host"
+                raise RunError(
+                    f"job {flight.job} ({self._names(flight.piece)}) {what}, {ATTEMPTS} times now. What is finished is "
+                    "kept; go on with --resume"
+                )
+            waiting.appendleft(again)
+            return None
+        if answer.error is not None:
+            return self._failed(flight, answer.error, waiting)
+        assert answer.result is not None
+        found: dict[str, Tensor] = unpack_result(answer.result)
+        summed = summed_of(step)
+        return Part(
+            flight.batch,
+            list(flight.piece),
+            {name: value.double() if name in summed else value for name, value in found.items()},
+        )
+
+    def _failed(self, flight: Flight, said: str, waiting: deque[_Waiting]) -> Part | None:
+        reason = None
+        if says_out_of_memory(said):
+            reason = (
+                "the host ran out of memory with this item alone. A shorter prompt or a smaller --max-batch-tokens takes "
+                "less"
+            )
+        elif _TIME_LIMIT in said:
+            reason = f"this item alone takes longer than the host allows: {last_line(said)}"
+        if reason is None:
+            raise RunError(
+                f"job {flight.job} failed on {self.hosted.url}, with {self._names(flight.piece)}: {last_line(said)} (the "
+                "whole message is in the log)"
+            )
+        if len(flight.piece) > 1:
+            self.limit = max(1, self._padded(flight.piece) // 2)
+            waiting.extendleft(_halved(_Waiting(flight.batch, flight.piece)))
+            return None
+        return Part(flight.batch, failures=[(flight.piece[0], reason)])
+
+    def _too_long(self, piece: list[int]) -> bool:
+        return self.limit is not None and len(piece) > 1 and self._padded(piece) > self.limit
+
+    def _padded(self, piece: Sequence[int]) -> int:
+        return len(piece) * max(self.opener.tokens(self.items[number]) for number in piece)
+
+    def _names(self, piece: Sequence[int]) -> str:
+        names = list(dict.fromkeys(ItemFailure(self.items[number], "").name for number in piece))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"{', '.join(names[:3])}{more}"
+
+
+def host_of(model: PatchModel, execution: Execution | None = None) -> Host:
+    """The host of a hosted model, as this execution speaks with it."""
+    assert model.hosted is not None
+    execution = execution or current_execution()
+    found = execution.hosts.get(model.hosted.url)
+    if found is None:
+        found = execution.hosts[model.hosted.url] = Host(model.hosted.url, execution.patience)
+    return found
+
+
+def check_gradients(model: PatchModel, opener: Any, step: Any) -> None:
+    """Raises InputError where a step differentiates and the host cannot."""
+    takes = getattr(step, "backward", False) or getattr(step, "differentiates", False)
+    if not takes or model.hosted is None or model.hosted.gradients:
+        return
+    why = model.hosted.facts.get("no_gradients", "")
+    raise InputError(
+        f"{type(step).__name__} takes gradients, and {model.hosted.url} gives none for {model.name}"
+        f"{f' ({why})' if why else ''}. Methods of forward passes alone still work there: exact activation patching "
+        "(patch), path patching (paths), exact edges (edges --method exact), ACDC (edges --method acdc), evaluate, scrub"
+    )
+
+
+def last_line(text: str) -> str:
+    """What a traceback says in the end."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "no reason was given"
+
+
+def _halved(asked: _Waiting) -> list[_Waiting]:
+    """Both halves, in the order in which `extendleft` leaves them as they were."""
+    middle = len(asked.piece) // 2
+    return [_Waiting(asked.batch, asked.piece[middle:]), _Waiting(asked.batch, asked.piece[:middle])]

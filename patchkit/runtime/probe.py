@@ -1,0 +1,192 @@
+"""What a host's deployment of a model is: asked by small jobs before any work is sent."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnsight import CONFIG
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from patchkit import zoo
+from patchkit.data.batch import Batch
+from patchkit.errors import InputError, RunError
+from patchkit.model import PatchModel, Site
+from patchkit.model.hosted import open_hosted, settle
+from patchkit.model.load import parse_dtype
+from patchkit.runtime.execution import Execution, current_execution
+from patchkit.runtime.host import Host
+from patchkit.runtime.hosted import LOST_SECONDS, host_of, last_line
+from patchkit.tracing.gradients import LayerGradients, reduce_gradients
+from patchkit.tracing.jobs import pack_job, unpack_result
+from patchkit.tracing.validate import validate
+
+_FIRST_LOOK, _LONGEST_LOOK = 0.05, 2.0
+
+
+def probe(model: PatchModel, *, dtype: str | torch.dtype | None = None) -> None:
+    """Asks the host what it has under this name, and notes it in the model: `hosted.facts`, its dtype, its content key.
+
+    Args:
+        dtype: that the user expects; a host's dtype cannot be chosen.
+
+    Raises:
+        InputError: it is another model than its config says, or of another dtype, or is read in the wrong places there.
+        RunError: the host cannot be reached, or has no such model.
+    """
+    assert model.hosted is not None
+    facts = run_alone(model, described)
+    where = f"{model.name} on {model.hosted.url}"
+    if facts["vocab_size"] != model.dims.vocab_size:
+        raise InputError(
+            f"{where} has a vocabulary of {facts['vocab_size']:,}, and its config here says {model.dims.vocab_size:,}"
+        )
+    asked = parse_dtype(dtype)
+    if isinstance(asked, torch.dtype) and str(asked) != f"torch.{facts['dtype']}":
+        raise InputError(
+            f"{where} is deployed in {facts['dtype']}, expected {str(asked).removeprefix('torch.')}: a host's dtype "
+            "cannot be chosen; leave --dtype out"
+        )
+    wanted = model.hosted.env.get("attn_implementation")
+    if facts["attn_implementation"] != wanted:
+        raise InputError(
+            f"{where} runs attention as '{facts['attn_implementation']}' and did not change to '{wanted}', which was "
+            f"asked for; give --attn-implementation {facts['attn_implementation']}, or ask for a newer nnsight there "
+            f"(found {facts['nnsight']})"
+        )
+    try:
+        run_alone(model, checked)
+    except RunError as error:
+        raise InputError(f"{where} cannot be used: {error}") from error
+    try:
+        good = run_alone(model, differentiated)["ok"]
+        facts |= {"gradients": good, "no_gradients": "" if good else "they are zero or not finite"}
+    except RunError as error:
+        facts |= {"gradients": False, "no_gradients": str(error)}
+    settle(model, facts)
+
+
+def load_hosted(
+    source: str | Path,
+    host: str | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PatchModel:
+    """A model that stays where an NDIF server hosts it; every method runs on it as on one that was loaded here.
+
+    Its config and tokenizer are read here, its weights never are. A few small jobs ask the host what it has, check that
+    it is read and written in the right places, and whether it can differentiate.
+
+    Args:
+        source: an embedded name, a hub name, or a directory that the host has at the same path.
+        host: URL; default: nnsight's own setting (NDIF_HOST). The key is nnsight's as well (NDIF_API_KEY).
+        dtype: that is expected there; a host's dtype cannot be chosen.
+        attn_implementation: that jobs run with.
+
+    Raises:
+        InputError: there is no such model, or the host's is another one than is expected here.
+        RunError: the host cannot be reached, or a job failed.
+
+    Example:
+        >>> model = load_hosted("meta-llama/Llama-3.1-8B", "https://api.ndif.us")  # doctest: +SKIP
+    """
+    name = os.fspath(source)
+    path = zoo.find(name) if name in zoo.names() else name
+    if path is None:
+        raise InputError(
+            f"{name} is built from its analytic weights and lies in no directory that a host could have"
+        )
+    model = open_hosted(
+        path,
+        host or CONFIG.API.HOST,
+        name=name,
+        attn_implementation=attn_implementation,
+        tokenizer=tokenizer,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    probe(model, dtype=dtype)
+    return model
+
+
+def run_alone(model: PatchModel, work: Any, *given: Any) -> dict[str, Any]:
+    """Sends one job and waits for it.
+
+    Raises:
+        RunError: it failed; the message is the last line of what the host said.
+    """
+    assert model.hosted is not None
+    execution = current_execution()
+    host = host_of(model, execution)
+    job = host.send(model.hosted.key, model.hosted.env, pack_job(model, work, *given))
+    return unpack_result(_wait(host, job, execution))
+
+
+def _wait(host: Host, job: str, execution: Execution) -> bytes:
+    pause, waited, unknown = _FIRST_LOOK, 0.0, 0.0
+    while True:
+        answer = host.look(job)
+        if answer is not None and answer.error is not None:
+            raise RunError(f"a job failed on {host.url}: {last_line(answer.error)}")
+        if answer is not None and answer.result is not None:
+            return answer.result
+        unknown = 0.0 if answer is not None else unknown + pause
+        if waited > execution.job_timeout or unknown > LOST_SECONDS:
+            state = "is not known there any more" if answer is None else f"is {answer.status}"
+            raise RunError(
+                f"job {job} on {host.url} {state} after {waited:.0f} s; try again, or ask its operator"
+            )
+        host.wait(pause)
+        waited += pause
+        pause = min(1.3 * pause, _LONGEST_LOOK)
+
+
+# What runs there.
+
+
+def described(model: PatchModel) -> dict[str, Any]:
+    """Job: what the deployment is."""
+    parameter = next(model.hf.parameters())
+    return {
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "vocab_size": int(model.config.vocab_size),
+        "weights": not parameter.is_meta,
+        "content": model.content_key(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "nnsight": version("nnsight"),
+        "transformers": version("transformers"),
+    }
+
+
+def checked(model: PatchModel) -> dict[str, Any]:
+    """Job: the check that every model gets on load."""
+    validate(model)
+    return {"ok": True}
+
+
+def differentiated(model: PatchModel) -> dict[str, Any]:
+    """Job: whether a gradient comes back from the logits to the stream."""
+    batch = Batch.from_ids([[1, 2, 3]], pad_id=model.pad_id)
+    found = reduce_gradients(model, batch, [Site("resid_pre", 0)], _largest, _gradient)
+    gradient = found.layers[0]["gradient"]
+    return {"ok": bool(torch.isfinite(gradient).all()) and bool((gradient != 0).any())}
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.max(-1).values
+
+
+def _gradient(layer: LayerGradients) -> dict[str, Tensor]:
+    return {"gradient": layer.gradients["resid_pre"][0][1]}
