@@ -88,11 +88,25 @@ class HostedRunner:
             RunError: the host is lost, or a job failed; the message names its items.
         """
         check_gradients(self.model, self.opener, step)
-        execution = current_execution()
-        host = host_of(self.model, execution)
-        host.check = check
+        host = host_of(self.model)
         # The longest first, as everywhere.
         waiting = deque(_Waiting(number, list(batches[number])) for number in reversed(range(len(batches))))
+        host.check = check
+        try:
+            yield from self._fly(host, step, waiting, budget, keys, notes)
+        finally:
+            host.check = None
+
+    def _fly(
+        self,
+        host: Host,
+        step: Any,
+        waiting: deque[_Waiting],
+        budget: int,
+        keys: Sequence[str] | None,
+        notes: JobNotes | None,
+    ) -> Iterator[Part]:
+        execution = current_execution()
         flying: list[Flight] = []
         pause = _FIRST_LOOK
         while waiting or flying:
@@ -109,10 +123,14 @@ class HostedRunner:
                     continue
                 done = True
                 flying.remove(flight)
+                kept = answer is not None and answer.result is not None
+                if notes is not None and not kept:
+                    # Nothing will come of it: it must not be taken up again.
+                    notes.drop(flight.job)
                 part = self._landed(flight, answer, step, waiting)
                 if part is not None:
                     yield part
-                if notes is not None:
+                if notes is not None and kept:
                     notes.drop(flight.job)
             pause = _FIRST_LOOK if done else min(1.3 * pause, _LONGEST_LOOK)
             if flying and not done:
@@ -190,10 +208,10 @@ class HostedRunner:
                 "less"
             )
         elif _TIME_LIMIT in said:
-            reason = f"this item alone takes longer than the host allows: {last_line(said)}"
+            reason = f"this item alone takes longer than the host allows: {in_short(said)}"
         if reason is None:
             raise RunError(
-                f"job {flight.job} failed on {self.hosted.url}, with {self._names(flight.piece)}: {last_line(said)} (the "
+                f"job {flight.job} failed on {self.hosted.url}, with {self._names(flight.piece)}: {in_short(said)} (the "
                 "whole message is in the log)"
             )
         if len(flight.piece) > 1:
@@ -237,10 +255,11 @@ def check_gradients(model: PatchModel, opener: Any, step: Any) -> None:
     )
 
 
-def last_line(text: str) -> str:
-    """What a traceback says in the end."""
+def in_short(text: str) -> str:
+    """What a host says went wrong, in a line: what stands before a traceback, or what it says in the end."""
+    head = " ".join(text.partition("Traceback (most recent call last)")[0].split())
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no reason was given"
+    return (head or (lines[-1] if lines else "no reason was given"))[:500]
 
 
 def _halved(asked: _Waiting) -> list[_Waiting]:

@@ -21,7 +21,7 @@ from patchkit.model.hosted import open_hosted, settle
 from patchkit.model.load import parse_dtype
 from patchkit.runtime.execution import Execution, current_execution
 from patchkit.runtime.host import Host
-from patchkit.runtime.hosted import LOST_SECONDS, host_of, last_line
+from patchkit.runtime.hosted import LOST_SECONDS, host_of, in_short
 from patchkit.tracing.gradients import LayerGradients, reduce_gradients
 from patchkit.tracing.jobs import pack_job, unpack_result
 from patchkit.tracing.validate import validate
@@ -136,7 +136,7 @@ def _wait(host: Host, job: str, execution: Execution) -> bytes:
     while True:
         answer = host.look(job)
         if answer is not None and answer.error is not None:
-            raise RunError(f"a job failed on {host.url}: {last_line(answer.error)}")
+            raise RunError(f"a job failed on {host.url}: {in_short(answer.error)}")
         if answer is not None and answer.result is not None:
             return answer.result
         unknown = 0.0 if answer is not None else unknown + pause
