@@ -1,4 +1,5 @@
-# make demo | test | test-slow | lint | bench | clean. The first of them makes .venv and installs into it, once.
+# make demo | test | test-slow | test-remote | lint | bench | clean. The first of them makes .venv and installs into it,
+# once; the first test-remote makes .server-venv, for NDIF's server.
 #
 #   PYTHON=python3.12 make demo        with another Python (3.10 to 3.13)
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" make demo
@@ -9,6 +10,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SERVER := .server-venv
+SERVER_STAMP := $(SERVER)/.installed
 DEMO := demo-report
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
@@ -21,7 +24,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python
 # Two processes share the work in tests; more threads inside each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-remote lint bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -30,11 +33,15 @@ demo: $(STAMP)
 	@echo "The report is $(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not remote" $(PYTEST_ARGS)
 
 # What starts processes, is killed, runs out of memory, or runs every method in every way.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "slow and not remote" $(PYTEST_ARGS)
+
+# Against a real NDIF server on loopback. PATCHKIT_TEST_HOST and PATCHKIT_TEST_STATE name one that is up (tests/remote).
+test-remote: $(STAMP) $(SERVER_STAMP)
+	PATCHKIT_SERVER_VENV=$(CURDIR)/$(SERVER) $(BIN)/python -m pytest tests/remote -m remote $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -45,7 +52,7 @@ bench: $(STAMP)
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 clean:
-	rm -rf $(VENV) $(DEMO) dist build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVER) $(DEMO) dist build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found. Install one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
@@ -53,4 +60,14 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH_ARGS) torch==2.13.0
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Not editable, and without patchkit: a server does not have its users' packages.
+$(SERVER_STAMP): tests/remote/server/requirements.txt tests/remote/server/apart.txt constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found. Install one, or name it: make PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x $(SERVER)/bin/python || $(PYTHON) -m venv $(SERVER) || { rm -rf $(SERVER); exit 2; }
+	grep -v '^python-dateutil==' constraints.txt > $(SERVER)/constraints.txt
+	$(SERVER)/bin/python -m pip install -c $(SERVER)/constraints.txt $(TORCH_ARGS) torch==2.13.0
+	$(SERVER)/bin/python -m pip install -c $(SERVER)/constraints.txt -r tests/remote/server/requirements.txt
+	$(SERVER)/bin/python -m pip install --no-deps --ignore-requires-python -r tests/remote/server/apart.txt
 	@touch $@

@@ -54,6 +54,12 @@ def distributions(modules: set[str]) -> set[str]:
     return {canonicalize_name(known.get(module, [module])[0]) for module in modules}
 
 
+def server_packages() -> set[str]:
+    files = [ROOT / "tests" / "remote" / "server" / name for name in ("requirements.txt", "apart.txt")]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+
+
 def test_python_versions_agree() -> None:
     supported = SpecifierSet(PROJECT["requires-python"])
     named = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
@@ -68,9 +74,12 @@ def test_every_import_of_the_package_is_declared() -> None:
 
 def test_every_import_of_the_tests_and_scripts_is_declared() -> None:
     files = [path for room in ("tests", "scripts", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    # What runs in the environment of NDIF's server is installed there, and nowhere else.
+    there = [path for path in files if ROOT / "tests" / "remote" / "server" in path.parents]
     # A benchmark may import a peer.
     known = DEPENDENCIES.keys() | EXTRAS["dev"].keys() | EXTRAS["peers"].keys()
-    assert distributions(third_party(files)) - known == set()
+    assert distributions(third_party([path for path in files if path not in there])) - known == set()
+    assert distributions(third_party(there)) - known - server_packages() == set()
 
 
 def test_nnsight_is_pinned_to_the_series_whose_internals_are_used() -> None:
@@ -128,7 +137,7 @@ def test_the_license_is_mit() -> None:
     assert text.startswith("MIT License") and "The patchkit authors" in text and PROJECT["license"] == "MIT"
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow", "test-remote", "lint", "bench", "clean"])
 def test_the_makefile_has_its_targets(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 

@@ -73,6 +73,8 @@ class PatchModel(Weights):
         hosted: Hosted | None = None,
     ) -> None:
         self.lm = lm
+        # Of a model that travels: what is known of it where its module cannot be reached.
+        self._told: tuple[PretrainedConfig, torch.dtype] | None = None
         self.arch = arch
         self.dims = dims
         self.name = name
@@ -88,28 +90,47 @@ class PatchModel(Weights):
         self._forwards = forwards or {}
         self._content_key: str | None = None
         self.opening: dict[str, Any] | None = None
-
     def __repr__(self) -> str:
         d = self.dims
         sizes = f"{d.n_layers} layers x {d.n_heads} heads, d_model {d.d_model}"
         return f"PatchModel({self.name!r}, {self.arch.family}, {sizes})"
 
     @property
+    def reachable(self) -> bool:
+        """Whether the module can be reached: not by a job in a host's sandbox, which sees its activations alone."""
+        return self.lm._module is not None
+
+    @property
     def hf(self) -> nn.Module:
-        """The Hugging Face module."""
+        """The Hugging Face module.
+
+        Raises InputError in a host's sandbox.
+        """
+        if not self.reachable:
+            raise InputError(
+                f"{self.name}: this host runs jobs in a sandbox, where weights cannot be read. Methods that read and "
+                "write activations alone work there: exact activation patching (patch)"
+            )
         return self.lm._module
 
     @property
     def config(self) -> PretrainedConfig:
+        if self._told is not None and not self.reachable:
+            return self._told[0]
         return self.hf.config  # pyright: ignore[reportReturnType]
 
     @property
     def embed_device(self) -> torch.device:
         """Where prompts go: the device of the token embedding."""
+        if not self.reachable:
+            # The host brings them to it.
+            return torch.empty(0).device
         return attrgetter(self.arch.embed)(self.hf).weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        if self._told is not None and not self.reachable:
+            return self._told[1]
         return next(self.hf.parameters()).dtype
 
     def block(self, layer: int) -> Any:
@@ -119,6 +140,8 @@ class PatchModel(Weights):
     def layer_device(self, layer: int) -> torch.device | None:
         """Where a layer computes, to which accelerate brings its weights if they are offloaded; None where that is not
         known here, as of a model that was opened lazily."""
+        if not self.reachable:
+            return None
         block = self.block_module(layer)
         for module in block.modules():
             device = execution_device(module)
@@ -168,7 +191,7 @@ class PatchModel(Weights):
         there = PatchModel(
             self.lm, self.arch, self.dims, name=self.name, tokenizer=None, revision=self.revision
         )
-        there.pad_id = self.pad_id
+        there.pad_id, there._told = self.pad_id, (self.config, self.dtype)
         return there
 
     def frozen(self) -> Frozen:
@@ -176,8 +199,8 @@ class PatchModel(Weights):
         return Frozen([p for p in self.hf.parameters() if p.requires_grad] if self._borrowed else [])
 
     def require_weights(self) -> None:
-        """Raises InputError on a lazily opened model, which can be planned with but not run, and on a hosted one, on which
-        whole methods can be run but no single trace."""
+        """Raises InputError on a lazily opened model, which can be planned with but not run, and on a hosted one, on
+        which whole methods can be run but no single trace."""
         if self.hosted is not None:
             raise InputError(
                 f"{self.name} is hosted at {self.hosted.url} and has no weights here: run a method on it, such as "

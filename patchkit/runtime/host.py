@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from nnsight.schema.response import ResponseModel, Status
 from patchkit.errors import InputError, RunError
 
 logger = logging.getLogger("patchkit.host")
+# Silent, unless whoever uses it asks to hear: a host's tracebacks are long.
+logger.addHandler(logging.NullHandler())
 Value = TypeVar("Value")
 
 #: Seconds: to connect, and to read or write a piece of an answer.
@@ -68,12 +71,14 @@ class Host:
         url: where it is.
         patience: seconds for which a lost connection is tried again.
         check: called while waiting; raises to give up.
+        job_seconds: that a job may take there, as far as its time limit has shown.
     """
 
     url: str
     patience: float = 600.0
     check: Callable[[], None] | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    job_seconds: float = math.inf
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/")

@@ -19,9 +19,11 @@ from patchkit.errors import InputError, RunError
 from patchkit.model import PatchModel, Site
 from patchkit.model.hosted import open_hosted, settle
 from patchkit.model.load import parse_dtype
+from patchkit.runtime.content import content_digest
 from patchkit.runtime.execution import Execution, current_execution
 from patchkit.runtime.host import Host
 from patchkit.runtime.hosted import LOST_SECONDS, host_of, in_short
+from patchkit.tracing.capture import capture
 from patchkit.tracing.gradients import LayerGradients, reduce_gradients
 from patchkit.tracing.jobs import pack_job, unpack_result
 from patchkit.tracing.validate import validate
@@ -68,6 +70,9 @@ def probe(model: PatchModel, *, dtype: str | torch.dtype | None = None) -> None:
         facts |= {"gradients": good, "no_gradients": "" if good else "they are zero or not finite"}
     except RunError as error:
         facts |= {"gradients": False, "no_gradients": str(error)}
+    if not facts["content"]:
+        # Weights that nobody may read are told apart by where they are.
+        facts["content"] = content_digest(model.hosted.url, model.hosted.key, model.fingerprint())
     settle(model, facts)
 
 
@@ -155,6 +160,8 @@ def _wait(host: Host, job: str, execution: Execution) -> bytes:
 
 def described(model: PatchModel) -> dict[str, Any]:
     """Job: what the deployment is."""
+    if not model.reachable:
+        return _seen(model)
     parameter = next(model.hf.parameters())
     return {
         "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -170,9 +177,29 @@ def described(model: PatchModel) -> dict[str, Any]:
     }
 
 
+def _seen(model: PatchModel) -> dict[str, Any]:
+    """What a sandbox shows: activations, and that only."""
+    run = capture(model, Batch.from_ids([[1, 2, 3]], pad_id=model.pad_id), [Site("resid_pre", 0)])
+    stream = run.values[Site("resid_pre", 0)]
+    return {
+        "dtype": str(stream.dtype).removeprefix("torch."),
+        "device": stream.device.type,
+        # Sent with the job, and refused there if it cannot be had.
+        "attn_implementation": getattr(model.config, "_attn_implementation", None),
+        "vocab_size": run.logits.shape[-1],
+        "weights": False,
+        "content": "",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "nnsight": version("nnsight"),
+        "transformers": version("transformers"),
+    }
+
+
 def checked(model: PatchModel) -> dict[str, Any]:
     """Job: the check that every model gets on load."""
-    validate(model)
+    if model.reachable:
+        validate(model)
     return {"ok": True}
 
 

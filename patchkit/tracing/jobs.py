@@ -50,7 +50,7 @@ def run_there(
 ) -> dict[str, Any]:
     """What a job runs."""
     # A host may compute in half precision by itself, also what a step reckons in float32.
-    with torch.autocast("cuda", enabled=False):
+    with torch.autocast(model.embed_device.type, enabled=False):
         found = work(model, *given)
     return {name: _plain(value) for name, value in found.items()}
 

@@ -256,7 +256,9 @@ def _common(prompts: Sequence[Tokens]) -> Tokens:
 
 
 def _allowed(model: PatchModel) -> bool:
-    """Whether a token's keys depend on nothing but the tokens before it."""
+    """Whether a token's keys depend on nothing but the tokens before it, and weights can be seen not to change."""
+    if not model.reachable:
+        return False
     parameters = getattr(model.config, "rope_parameters", None) or {}
     # Of a model with several, by type of layer.
     several = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]
