@@ -40,8 +40,10 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "slow and not remote" $(PYTEST_ARGS)
 
 # Against a real NDIF server on loopback. PATCHKIT_TEST_HOST and PATCHKIT_TEST_STATE name one that is up (tests/remote).
+# Without the checks of shapes at every call: functions that are wrapped in them do not travel.
 test-remote: $(STAMP) $(SERVER_STAMP)
-	PATCHKIT_SERVER_VENV=$(CURDIR)/$(SERVER) $(BIN)/python -m pytest tests/remote -m remote $(PYTEST_ARGS)
+	PATCHKIT_SERVER_VENV=$(CURDIR)/$(SERVER) $(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" \
+		tests/remote -m remote $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

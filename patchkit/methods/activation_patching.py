@@ -66,9 +66,8 @@ class PatchSets:
         base_metric = batch.score(metric, base.logits, base.logits).cpu()
         source_metric = batch.score(metric, source_logits, base.logits).cpu()
 
-        unchanged = (
-            batch.first_difference() if self.replacement.causal else torch.zeros(len(batch.pairs)).long()
-        )
+        shared = self.replacement.causal and model.reachable
+        unchanged = batch.first_difference() if shared else torch.zeros(len(batch.pairs)).long()
         rows = lay_out(self.grid, items, batch.cover, pair_of, unchanged)
         effects = torch.zeros(len(rows.pair), dtype=base_metric.dtype)
         work = torch.zeros(len(rows.pair))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,6 @@ def settle(model: PatchModel, facts: dict[str, Any]) -> None:
     assert isinstance(dtype, torch.dtype)
     module: Any = model.hf
     model.lm._module = module = module.to(dtype)
-    model.dims = read_dims(module, module.config, model.arch)
+    model.dims = replace(read_dims(module, module.config, model.arch), on_cpu=facts["device"] == "cpu")
     model.hosted.facts.update(facts)
     model.set_content_key(facts["content"])

@@ -82,7 +82,8 @@ def compute_base(
         with model.lm.trace(**inputs):
             found = {site: read_site(model, site) for site in visited}
             output = model.lm.output
-            cached = output.past_key_values.layers
+            # In a host's sandbox the cache cannot be reached: runs there start at the first token.
+            cached = output.past_key_values.layers if model.reachable else ()
             keys, values = tuple(layer.keys for layer in cached), tuple(layer.values for layer in cached)
             kept = nnsight.save((found, keys, values, output.logits[:, -1]))
     found, keys, values, logits = kept
@@ -292,7 +293,9 @@ class _Rows:
 
 def _inputs(model: PatchModel, base: BaseRun, pairs: Int[Tensor, " rows"], start: int) -> dict[str, Any]:
     inputs = forward_inputs(model, base.batch.take(pairs))
-    before = start + base.keys[0].shape[2] - base.batch.width
+    if start and not base.keys:
+        raise InputError(f"{model.name}: keys cannot be read in this host's sandbox; runs start at the first token there")
+    before = start + base.keys[0].shape[2] - base.batch.width if base.keys else 0
     if before:
         inputs["input_ids"] = inputs["input_ids"][:, start:]
         inputs["position_ids"] = inputs["position_ids"][:, start:]

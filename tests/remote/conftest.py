@@ -53,6 +53,40 @@ class Server:
         return control.read(self.state)["processes"]
 
 
+@dataclass(frozen=True)
+class Row:
+    """What one method gave there: the largest difference, and what went over the wire, in bytes."""
+
+    model: str
+    case: str
+    difference: float
+    jobs: int
+    sent: int
+    received: int
+
+
+_ROWS: list[Row] = []
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Row]:
+    """The table that is printed in the end."""
+    return _ROWS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _ROWS:
+        return
+    terminalreporter.write_sep("-", "hosted against here")
+    head = ("model", "method or node kind", "difference", "jobs", "kB out", "kB back")
+    terminalreporter.write_line("{:<18} {:<34} {:>10} {:>5} {:>8} {:>8}".format(*head))
+    for row in _ROWS:
+        terminalreporter.write_line(
+            f"{row.model:<18} {row.case:<34} {row.difference:>10.1e} {row.jobs:>5} {row.sent / 1e3:>8.1f} "
+            f"{row.received / 1e3:>8.1f}"
+        )
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if url := os.environ.get("PATCHKIT_TEST_HOST"):
