@@ -66,8 +66,9 @@ class PatchSets:
         base_metric = batch.score(metric, base.logits, base.logits).cpu()
         source_metric = batch.score(metric, source_logits, base.logits).cpu()
 
-        shared = self.replacement.causal and model.reachable
-        unchanged = batch.first_difference() if shared else torch.zeros(len(batch.pairs)).long()
+        unchanged = (
+            batch.first_difference() if self.replacement.causal else torch.zeros(len(batch.pairs)).long()
+        )
         rows = lay_out(self.grid, items, batch.cover, pair_of, unchanged)
         effects = torch.zeros(len(rows.pair), dtype=base_metric.dtype)
         work = torch.zeros(len(rows.pair))
@@ -80,10 +81,12 @@ class PatchSets:
             for mask in masks.values():
                 mask[:, : restart.start] = False
             swaps = [Swap(site, mask, values[site]) for site, mask in masks.items()]
-            logits = run_swapped(model, base, pairs, swaps, layer=restart.layer, start=restart.start)
+            # Without keys to restart from, whole prompts are run.
+            start = restart.start if base.keys else 0
+            logits = run_swapped(model, base, pairs, swaps, layer=restart.layer, start=start)
             effects[restart.rows] = batch.score(metric, logits, base.logits, pairs).cpu() - base_metric[pairs]
             above = 1 - restart.layer / self.grid.dims.n_layers
-            work[restart.rows] = (batch.base.width - restart.start) * above
+            work[restart.rows] = (batch.base.width - start) * above
         return self._by_item(items, pair_of, effects, work, base_metric, source_metric, batch)
 
     def cost(self, dims: Dims, items: Sequence[SetItem]) -> Cost:

@@ -45,9 +45,9 @@ class Server:
         """As a crash would: connections are cut, then refused. The models stay loaded."""
         control.kill_api(self.state)
 
-    def restart_api(self) -> None:
-        """Until it takes requests again."""
-        control.restart_api(self.state)
+    def restart_api(self, **settings: str) -> None:
+        """Until it takes requests again; `settings` are of the environment, until the next restart."""
+        control.restart_api(self.state, **settings)
 
     def processes(self) -> dict[str, dict[str, Any]]:
         return control.read(self.state)["processes"]

@@ -129,7 +129,7 @@ def spawn(state: Path, server: dict[str, Any], name: str, command: list[str], **
     write(state, server)
 
 
-def start_api(state: Path, server: dict[str, Any]) -> None:
+def start_api(state: Path, server: dict[str, Any], **more: str) -> None:
     # nnsight puts `.save` on `object`, which breaks anyio's late import of its backend, and with it every request over
     # 1 MiB. The API has no use for `.save`.
     settings = state / "api-nnsight.yaml"
@@ -137,7 +137,7 @@ def start_api(state: Path, server: dict[str, Any]) -> None:
     gunicorn = str(Path(server["venv"]) / "bin" / "gunicorn")
     options = ["--bind", f"127.0.0.1:{server['ports']['api']}", "--no-control-socket"]
     configured = ["--config", "python:ndif.services.api.gunicorn_conf", "ndif.services.api.app:app"]
-    spawn(state, server, "api", [gunicorn, *options, *configured], NNSIGHT_CONFIG=str(settings))
+    spawn(state, server, "api", [gunicorn, *options, *configured], NNSIGHT_CONFIG=str(settings), **more)
 
 
 def connected(server: dict[str, Any]) -> bool:
@@ -216,10 +216,11 @@ def kill_api(state: Path) -> None:
         redis.recv(64)
 
 
-def restart_api(state: Path) -> None:
+def restart_api(state: Path, **more: str) -> None:
+    """With more settings of the environment, which the next restart does not have."""
     kill_api(state)
     server = read(state)
-    start_api(state, server)
+    start_api(state, server, **more)
     wait(state, server, "the API", lambda: connected(server), START_S)
 
 
