@@ -28,8 +28,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from patchkit.data import Triple
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import DirectMask, Objective
+from patchkit.methods._mask_path import backward
 from patchkit.methods._mask_prepared import prepare
-from patchkit.methods._mask_train import _backward
 from patchkit.model import PatchModel
 from patchkit.zoo.load import load
 
@@ -88,7 +88,7 @@ class Ours:
 
     def step(self) -> None:
         self.mask.before_step()
-        _backward(self.prepared, self.weights, self.mask, self.objective, True)
+        backward(self.prepared, self.weights, self.mask, self.objective, True)
         self.optimiser.step()
         self.optimiser.zero_grad()
 

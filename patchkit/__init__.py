@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from patchkit.results.scrubbing import ScrubResult as ScrubResult
     from patchkit.runtime import Execution as Execution
     from patchkit.runtime import joined_processes as joined_processes
+    from patchkit.runtime import load_hosted as load_hosted
     from patchkit.runtime import serve as serve
     from patchkit.runtime import started_processes as started_processes
     from patchkit.runtime import use_execution as use_execution
@@ -103,7 +104,7 @@ _HOME = {
     "patchkit.results.scores": ("Convention", "Scores", "check_same_convention"),
     "patchkit.results.scrubbing": ("ScrubResult",),
     "patchkit.runtime": (
-        "Execution", "joined_processes", "serve", "started_processes", "use_execution", "without_failures",
+        "Execution", "joined_processes", "load_hosted", "serve", "started_processes", "use_execution", "without_failures",
     ),
     "patchkit.studies": ("StudyOptions", "run_study"),
     "patchkit.tracing": (

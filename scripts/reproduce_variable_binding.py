@@ -117,7 +117,8 @@ def _show(lines: list[tuple[str, str]]) -> None:
     results().print(table, markup=False, highlight=False)
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command(cls=ScriptCommand)(main)
+
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(cls=ScriptCommand)(main)
     app()

@@ -3,7 +3,8 @@
     python tests/stand_in_host.py MODEL_DIR[=DTYPE] ...
 
 It prints its port. Jobs run one after the other, on frozen weights, as NDIF's model actor runs them. POST /fault with
-`{"kind": ..., "times": N}` makes the next N jobs or calls go wrong; see `FAULTS`. The real server is tested by
+`{"kind": ..., "times": N, "after": M}` makes the next N jobs or calls go wrong, but for M before them; see `FAULTS`. The
+kind "go-on" runs the jobs that were stalled. The real server is tested by
 `make test-remote`; this one is for what needs no Ray: that everything travels, and what is said when something fails.
 """
 
@@ -21,6 +22,7 @@ from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.abc import MetaPathFinder
+from importlib.metadata import version
 from typing import Any
 
 FAULTS = ("unavailable", "refuse-key", "lose", "out-of-memory", "time-limit", "cancel", "break", "stall")
@@ -42,18 +44,34 @@ class Jobs:
         self.responses: dict[str, dict[str, Any]] = {}
         self.results: dict[str, bytes] = {}
         self.faults: Counter[str] = Counter()
+        # How often all goes well before the fault; jobs that wait to be let go on with.
+        self.well: Counter[str] = Counter()
+        self.stalled: list[tuple[str, dict[str, Any], bytes, str]] = []
         self.seen: Counter[str] = Counter()
         self.lock = threading.Lock()
 
     def fails(self, kind: str) -> bool:
-        if self.faults[kind] > 0:
-            self.faults[kind] -= 1
-            return True
-        return False
+        if self.faults[kind] <= 0:
+            return False
+        if self.well[kind] > 0:
+            self.well[kind] -= 1
+            return False
+        self.faults[kind] -= 1
+        return True
+
+    def start(self, job: str, *given: Any) -> None:
+        # Known at once, however long the job before it takes.
+        self.responses[job] = {"id": job, "status": "QUEUED", "description": "", "data": None}
+        threading.Thread(target=self.run, args=(job, *given), daemon=True).start()
+
+    def go_on(self) -> None:
+        while self.stalled:
+            self.start(*self.stalled.pop())
 
     def run(self, job: str, envelope: dict[str, Any], blob: bytes, url: str) -> None:
         if self.fails("stall"):
             self.responses[job] = {"id": job, "status": "RUNNING", "description": "", "data": None}
+            self.stalled.append((job, envelope, blob, url))
             return
         with self.lock:
             status, said, data = "COMPLETED", "Your job has been completed.", f"{url}/result/{job}"
@@ -62,7 +80,11 @@ class Jobs:
             except Exception:
                 status, said, data = "ERROR", traceback.format_exc(), None
             if self.fails("out-of-memory"):
-                status, said, data = "ERROR", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", None
+                status, said, data = (
+                    "ERROR",
+                    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",
+                    None,
+                )
             elif self.fails("time-limit"):
                 status, said, data = "ERROR", "Your job exceeded the execution timeout of 5.0s.", None
             elif self.fails("cancel"):
@@ -81,7 +103,9 @@ class Jobs:
             raise LookupError(f"Could not deploy this model: {envelope['model_key']}")
         lm = self.models[envelope["model_key"]]
         lm._remoteable_set_env(envelope["env"])
-        tracer = RequestModel.deserialize(blob, lm._remoteable_persistent_objects(), compress=envelope["compress"])
+        tracer = RequestModel.deserialize(
+            blob, lm._remoteable_persistent_objects(), compress=envelope["compress"]
+        )
         inc()
         try:
             tracer.execute(tracer.info.code)
@@ -111,9 +135,13 @@ class Handler(BaseHTTPRequestHandler):
         if what == "seen":
             return self.reply(200, dict(jobs.seen))
         if what == "env":
-            return self.reply(200, {"python": "3.11.0", "packages": {}})
+            packages = {name: version(name) for name in ("nnsight", "torch", "transformers")}
+            return self.reply(200, {"python_version": sys.version, "packages": packages})
         if what == "status":
-            return self.reply(200, {"deployments": {key: {"state": "RUNNING"} for key in jobs.models}})
+            up = {"application_state": "RUNNING", "deployment_level": "HOT"}
+            return self.reply(
+                200, {"deployments": {key: up | {"repo_id": _path(key)} for key in jobs.models}}
+            )
         if what in ("ping", "connected", "whoami"):
             return self.reply(200, {"email": None, "tags": []} if what == "whoami" else "pong")
         return self.reply(404, {"detail": "Not Found"})
@@ -123,7 +151,11 @@ class Handler(BaseHTTPRequestHandler):
         jobs = self.jobs
         if self.path == "/fault":
             asked = json.loads(body)
-            jobs.faults[asked["kind"]] += asked["times"]
+            if asked["kind"] == "go-on":
+                jobs.go_on()
+            else:
+                jobs.faults[asked["kind"]] += asked["times"]
+                jobs.well[asked["kind"]] = asked.get("after", 0)
             return self.reply(200, {})
         jobs.seen["request"] += 1
         jobs.seen["bytes"] += len(body)
@@ -140,9 +172,7 @@ class Handler(BaseHTTPRequestHandler):
         job = uuid.uuid4().hex
         url = f"http://{self.headers['Host']}"
         if not jobs.fails("lose"):
-            threading.Thread(
-                target=jobs.run, args=(job, json.loads(parts["data"]), parts["blob"], url), daemon=True
-            ).start()
+            jobs.start(job, json.loads(parts["data"]), parts["blob"], url)
         return self.reply(200, {"id": job, "status": "RECEIVED", "description": "", "data": None})
 
     def reply(self, code: int, body: Any) -> None:
@@ -155,6 +185,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+
+def _path(key: str) -> str:
+    return json.loads(key.partition(":")[2])["repo_id"]
 
 
 def main(given: list[str]) -> None:

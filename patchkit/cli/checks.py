@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -25,7 +21,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from patchkit import zoo
-from patchkit.errors import InputError
 
 Status = Literal["ok", "warning", "failed"]
 _LITTLE_SPACE = 1 << 30
@@ -33,7 +28,6 @@ _LITTLE_SPACE = 1 << 30
 _PATIENCE = 5
 # Each process holds the model and imports torch; more than these make little sense without a GPU.
 _MOST_ON_CPU = 8
-_MUST_MATCH = ("nnsight", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -51,36 +45,6 @@ def local_checks() -> list[Check]:
     checks = [_python(), *_packages(), *_models()]
     checks += [_writable("this directory", Path.cwd()), _writable("hub cache", Path(HF_HOME)), _device()]
     checks.append(_processes())
-    return checks
-
-
-def host_checks(host: str, timeout: float = 10.0) -> list[Check]:
-    """Whether an NDIF server answers at `host`, has its workers, and runs the packages that run here.
-
-    Raises InputError when `host` is not an http(s) URL. `timeout` is in seconds, for each request.
-    """
-    parts = urlsplit(host)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(
-            f"--host {host}: expected a URL such as http://127.0.0.1:8001 or https://api.ndif.us."
-        )
-    base = host.rstrip("/")
-    try:
-        _get(f"{base}/ping", timeout)
-    except OSError as error:
-        return [Check("host", "failed", f"{base}: {_reason(error)}", _host_todo(error))]
-    checks = [Check("host", "ok", f"{base} answers"), _key()]
-    try:
-        _get(f"{base}/connected", timeout)
-        checks.append(Check("host workers", "ok", "connected"))
-    except OSError as error:
-        todo = "Wait a minute and ask again; the server is up, its workers are not."
-        checks.append(Check("host workers", "failed", _reason(error), todo))
-    try:
-        checks.append(_same_packages(json.loads(_get(f"{base}/env", timeout))))
-    except (OSError, ValueError) as error:
-        todo = "Ask its operator which nnsight it runs; it must be the one that runs here."
-        checks.append(Check("host packages", "warning", _reason(error), todo))
     return checks
 
 
@@ -188,45 +152,5 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key() -> Check:
-    if os.environ.get("NDIF_API_KEY"):
-        return Check("host key", "ok", "NDIF_API_KEY is set")
-    todo = "If the host wants a key: export NDIF_API_KEY=..., or run `nnsight login`."
-    return Check("host key", "ok", "NDIF_API_KEY is not set", todo)
-
-
-def _same_packages(env: Any) -> Check:
-    packages = env.get("packages", {}) if isinstance(env, dict) else {}
-    there = {name: str(packages[name]).split("+")[0] for name in _MUST_MATCH if name in packages}
-    here = {name: version(name).split("+")[0] for name in there}
-    shown = ", ".join(f"{name} {number}" for name, number in there.items()) or "it does not say"
-    other = [name for name in there if there[name] != here[name]]
-    if not there or other:
-        lines = " ".join(f"{name}=={there[name]}" for name in other)
-        todo = (
-            f"To match it here: pip install {lines}" if other else "Ask its operator which nnsight it runs."
-        )
-        return Check("host packages", "warning", shown, todo)
-    return Check("host packages", "ok", shown)
-
-
-def _get(url: str, timeout: float) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "patchkit-doctor"})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        return response.read()
-
-
 def _reason(error: BaseException) -> str:
-    """The system's words for it, without the wrapping that urllib puts around them."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP status {error.code} {error.reason}"
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    return str(getattr(inner, "strerror", None) or inner)
-
-
-def _host_todo(error: OSError) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return "Something else than an NDIF server may be there: check address, port and path."
-    if isinstance(getattr(error, "reason", error), TimeoutError):
-        return "Check that the server runs, and that no firewall or proxy stands between."
-    return "Check the address, and start the server if it is yours; local runs need none (--backend local)."
+    return str(getattr(error, "strerror", None) or error)

@@ -14,9 +14,9 @@ import typer
 from patchkit.errors import InputError
 
 Choice = TypeVar("Choice", bound=str)
-_MODEL, _DATA, _RUN = "Model", "Data", "Run"
-#: Where Programs run: in this process, or in the processes of an accelerate group.
-BACKENDS = ("local", "accelerate")
+_MODEL, _DATA, _RUN, _HOSTED = "Model", "Data", "Run", "Hosted model (--backend ndif)"
+#: Where Programs run: in this process, in the processes of an accelerate group, or on an NDIF server.
+BACKENDS = ("local", "accelerate", "ndif")
 
 Model = Annotated[
     str,
@@ -111,6 +111,36 @@ MaxFailures = Annotated[
         "--max-failures",
         help="Give up when more pairs than this cannot be run; default: only when all cannot.",
         rich_help_panel=_RUN,
+    ),
+]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        help="URL of the NDIF server; default: NDIF_HOST, or nnsight's. The key: NDIF_API_KEY only.",
+        rich_help_panel=_HOSTED,
+    ),
+]
+RemoteConcurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--remote-concurrency", help="Jobs under way at a time; default: 2.", rich_help_panel=_HOSTED
+    ),
+]
+JobTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--job-timeout",
+        help="Seconds after which a job that is not done ends the run; default: 3600.",
+        rich_help_panel=_HOSTED,
+    ),
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        "--patience",
+        help="Seconds for which a host that cannot be reached is asked again; default: 600.",
+        rich_help_panel=_HOSTED,
     ),
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchkit.cli.console import give, hush_loading, say
+from patchkit.cli.hosted import note_hosted
 
 if TYPE_CHECKING:
     from patchkit.cli.run_options import RunOptions
@@ -22,17 +23,21 @@ _SHOWN_FAILURES = 3
 
 def open_model(name: str, shared: RunOptions) -> PatchModel:
     """Opens a model for a command, and starts the processes that share its work: on the GPUs where there are any, with as
-    many CPU threads as it can use.
+    many CPU threads as it can use. With `--backend ndif` it stays on its host.
 
     A small model runs on one CPU thread unless OMP_NUM_THREADS says otherwise: its operations are too short to share,
     and threads that wait for each other on a busy machine made the study five times slower.
     """
     import torch
 
-    from patchkit.runtime import announce_model, current_execution, placement
+    from patchkit.runtime import announce_model, current_execution, load_hosted, placement
     from patchkit.zoo.load import load
 
     hush_loading()
+    if shared.hosted:
+        return load_hosted(
+            name, shared.host, dtype=shared.dtype, attn_implementation=shared.attn_implementation
+        )
     threads_given = "OMP_NUM_THREADS" in os.environ
     shared.start()
     how = {"dtype": shared.dtype, "attn_implementation": shared.attn_implementation}
@@ -60,6 +65,7 @@ def begin(run: RunDir, models: Sequence[PatchModel], seed: int, **fields: Any) -
     )
     run.record_model(reference)
     run.record(seed=seed, **fields)
+    note_hosted(run, models)
 
 
 def counted(used: int, left_out: Sequence[LeftOut], excluded: int = 0) -> PairCounts:

@@ -42,7 +42,10 @@ def plan(
         typer.Option("--memory", help="GB of a device; default: of the GPU here, if there is one."),
     ] = None,
 ) -> None:
-    """Forwards, memory, time and disk of a command, without running it: patchkit plan edges --model DIR --method eap."""
+    """Forwards, memory, time and disk of a command, without running it: patchkit plan edges --model DIR --method eap.
+
+    With --backend ndif also its jobs and what they send and bring back; the host is not asked.
+    """
     one_of(PLANNED, command, "plan")
     for option, value in (("--flops", flops), ("--memory", memory)):
         if value is not None and not value > 0:
@@ -60,7 +63,8 @@ def plan(
         found = stages_of(model, command, inner, tokens)
         # As the command itself would open it, in this process alone.
         alone = replace(shared, backend=None, num_processes=None)
-        loaded = open_model(name, alone) if measure and flops is None and weights_here(name) else None
+        timed = measure and flops is None and not shared.hosted and weights_here(name)
+        loaded = open_model(name, alone) if timed else None
         if loaded is not None:
             say(
                 "Two batches of each stage are run to measure the time; --no-measure leaves that out.",
@@ -75,6 +79,7 @@ def plan(
             devices=shared.gpus_per_replica or 1,
             loaded=loaded,
             of_edges=command in ("edges", "paths", "evaluate"),
+            hosted=shared.hosted,
         )
 
 

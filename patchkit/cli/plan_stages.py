@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from patchkit.cli.edge_options import edge_options
 from patchkit.cli.edges import METHODS, check_own_options
 from patchkit.cli.evaluate import evaluate_options
 from patchkit.cli.given import given_pairs, given_reference
+from patchkit.cli.hosted import check_hosted
 from patchkit.cli.masks import mask_options, mask_triples
 from patchkit.cli.nodes import node_options, proof_options
 from patchkit.cli.options import one_of, words_of
@@ -48,6 +49,7 @@ def shared_options(given: dict[str, Any]) -> RunOptions:
     shared = RunOptions(**{name: given[name] for name in known})
     if shared.batch_tokens < 1:
         raise AssertionError
+    check_hosted(shared)
     for name in ("num_processes", "gpus_per_replica"):
         value = getattr(shared, name)
         if value is not None and value < 1:
@@ -171,7 +173,7 @@ def _edges(
                 model, pairs, options, max_forwards=given["max_forwards"], reference=reference
             )
         case _:
-            stages = edge_plans.attribution_stages(
+            *means, own = edge_plans.attribution_stages(
                 model,
                 pairs,
                 options,
@@ -183,6 +185,8 @@ def _edges(
                 keep_pairs=given["keep_pairs"],
                 reference=reference,
             )
+            # Of all senders by all receivers, which come back as sums, the others are zero.
+            stages = [*means, replace(own, filled=graph.n_edges / cells)]
     return stages, results
 
 

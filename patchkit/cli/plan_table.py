@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from patchkit.model import PatchModel
     from patchkit.runtime.plan import Plan
     from patchkit.runtime.plan_time import Pace
+    from patchkit.runtime.plan_wire import Wire
     from patchkit.runtime.plan_words import Machine
 
 
@@ -26,6 +27,7 @@ def show_plan(
     devices: int = 1,
     loaded: PatchModel | None = None,
     of_edges: bool = False,
+    hosted: bool = False,
 ) -> Plan:
     """Prices a plan and prints it.
 
@@ -35,10 +37,12 @@ def show_plan(
         devices: that each process spreads its model over.
         loaded: the same model with weights, on which two batches of each stage are run for the time.
         of_edges: say how large the model's graph is.
+        hosted: say what goes over the wire, stage by stage, and nothing of time, which is the host's.
     """
     from patchkit.runtime.plan import make_plan
     from patchkit.runtime.plan_memory import spread_weights
     from patchkit.runtime.plan_time import measure, stage_seconds
+    from patchkit.runtime.plan_wire import stage_wire
     from patchkit.runtime.plan_words import model_words, plan_lines, rate_lines, time_words
 
     # Without weights a model is nowhere; patched rows run in larger forwards on a GPU.
@@ -53,6 +57,14 @@ def show_plan(
         ("batches", f"of up to {budget:,} tokens; where memory is short, of half as many, and so on"),
         *plan_lines(dims, made, found.stages, spread, machine),
     ]
+    if hosted:
+        wires = [
+            stage_wire(model, stage, each, budget)
+            for stage, each in zip(found.stages, made.stages, strict=True)
+        ]
+        _stages(title, made, _wire_columns(wires))
+        _facts([*lines[:-1], *_wire_lines(wires)])
+        return made
     seconds = None
     if loaded is None:
         lines += rate_lines(made, spread, machine, dims.itemsize)
@@ -61,11 +73,8 @@ def show_plan(
         parts = zip(found.stages, made.stages, paces, strict=True)
         seconds = [stage_seconds(stage, each, *pace) for stage, each, pace in parts]
         lines.append(("time", _measured(time_words(sum(seconds) / machine.processes), paces, dims.on_cpu)))
-    _stages(title, made, seconds)
-    facts = plain_table("", "")
-    for label, value in lines:
-        facts.add_row(label, value)
-    results().print(facts, markup=False, highlight=False)
+    _stages(title, made, {} if seconds is None else {"time": list(map(time_words, seconds))})
+    _facts(lines)
     return made
 
 
@@ -78,15 +87,50 @@ def _graph(model: PatchModel) -> str:
     return f"{graph.n_senders:,} senders, {graph.n_edges:,} edges{more}"
 
 
-def _stages(title: str, made: Plan, seconds: Sequence[float] | None) -> None:
+def _facts(lines: Sequence[tuple[str, str]]) -> None:
+    facts = plain_table("", "")
+    for label, value in lines:
+        facts.add_row(label, value)
+    results().print(facts, markup=False, highlight=False)
+
+
+def _wire_columns(wires: Sequence[Wire]) -> dict[str, list[str]]:
     from patchkit.runtime.memory import bytes_text
-    from patchkit.runtime.plan_words import flop_words, time_words
+
+    return {
+        "jobs": [f"{wire.jobs:,.0f}" for wire in wires],
+        "go out": [bytes_text(wire.sent) for wire in wires],
+        "come back": [bytes_text(wire.back) for wire in wires],
+    }
+
+
+def _wire_lines(wires: Sequence[Wire]) -> list[tuple[str, str]]:
+    from patchkit.runtime.memory import bytes_text
+    from patchkit.runtime.plan_wire import PROBES, opening
+
+    whole = sum(wires, opening())
+    said = (
+        f"{whole.jobs:,.0f} jobs, {PROBES} of which ask the host what it has; {bytes_text(whole.sent)} go out (code and "
+        f"prompts), {bytes_text(whole.back)} come back"
+    )
+    return [
+        ("over the wire", said),
+        (
+            "time",
+            "the host's, and a round trip for each job: patchkit doctor --host URL --model NAME measures it",
+        ),
+    ]
+
+
+def _stages(title: str, made: Plan, more: dict[str, list[str]]) -> None:
+    from patchkit.runtime.memory import bytes_text
+    from patchkit.runtime.plan_words import flop_words
 
     table = plain_table(title)
     for heading in ("items", "batches", "forwards a prompt", "operations", "kept", "largest pass"):
         table.add_column(heading, justify="right")
-    if seconds is not None:
-        table.add_column("time", justify="right")
+    for heading in more:
+        table.add_column(heading, justify="right")
     for number, each in enumerate(made.stages):
         cells = [
             f"{each.items:,.0f}",
@@ -96,7 +140,7 @@ def _stages(title: str, made: Plan, seconds: Sequence[float] | None) -> None:
             bytes_text(each.taken.kept),
             bytes_text(each.taken.passes),
         ]
-        cells += [] if seconds is None else [time_words(seconds[number])]
+        cells += [column[number] for column in more.values()]
         table.add_row(each.label, *cells)
     results().print(table, markup=False, highlight=False)
 

@@ -15,12 +15,14 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from patchkit.cli.app import INTERRUPTED
 from patchkit.cli.console import say
+from patchkit.cli.hosted import check_hosted, on_host
 from patchkit.cli.options import (
     BACKENDS,
     AttnImplementation,
@@ -28,16 +30,23 @@ from patchkit.cli.options import (
     DeviceMap,
     Dtype,
     GpusPerReplica,
+    Host,
+    JobTimeout,
     MaxBatchTokens,
     MaxFailures,
     NumProcesses,
+    Patience,
     Quiet,
+    RemoteConcurrency,
     Resume,
     Seed,
     batch_tokens,
     one_of,
 )
 from patchkit.errors import InputError, PatchkitError
+
+if TYPE_CHECKING:
+    from patchkit.runtime import Execution
 
 #: Name, annotation and default of each, in the order of the help.
 _SHARED: tuple[tuple[str, Any, Any], ...] = (
@@ -47,6 +56,10 @@ _SHARED: tuple[tuple[str, Any, Any], ...] = (
     ("backend", Backend, None),
     ("num_processes", NumProcesses, None),
     ("gpus_per_replica", GpusPerReplica, None),
+    ("host", Host, None),
+    ("remote_concurrency", RemoteConcurrency, None),
+    ("job_timeout", JobTimeout, None),
+    ("patience", Patience, None),
     ("max_batch_tokens", MaxBatchTokens, "auto"),
     ("max_failures", MaxFailures, None),
     ("seed", Seed, 0),
@@ -65,6 +78,10 @@ class RunOptions:
     backend: str | None = None
     num_processes: int | None = None
     gpus_per_replica: int | None = None
+    host: str | None = None
+    remote_concurrency: int | None = None
+    job_timeout: float | None = None
+    patience: float | None = None
     max_batch_tokens: str = "auto"
     max_failures: int | None = None
     seed: int = 0
@@ -93,9 +110,10 @@ class RunOptions:
             accelerate = one_of(BACKENDS, self.backend, "--backend") == "accelerate"
         if in_group and not accelerate:
             raise InputError(
-                "--backend local: this process is one of several that were started together; leave --backend out, or "
-                "start it without torchrun or accelerate launch"
+                f"--backend {self.backend}: this process is one of several that were started together; leave --backend "
+                "out, or start it without torchrun or accelerate launch"
             )
+        check_hosted(self)
         if in_group and self.num_processes is not None:
             raise InputError(
                 f"--num-processes {self.num_processes}: this process is one of several that were started together; leave "
@@ -108,7 +126,8 @@ class RunOptions:
             if value is not None and value < 1:
                 raise InputError(f"{option} {value}: expected at least 1")
             if value is not None and not accelerate:
-                raise InputError(f"{option} {value} belongs to --backend accelerate; give both")
+                there = f", found --backend {self.backend}" if self.backend else "; give both"
+                raise InputError(f"{option} {value} belongs to --backend accelerate{there}")
         if self.max_failures is not None and self.max_failures < 0:
             raise InputError(f"--max-failures {self.max_failures}: expected at least 0")
         self._check_gpus(gpus)
@@ -124,6 +143,22 @@ class RunOptions:
                 f"--num-processes {processes}, with {each} GPU{'s' if each > 1 else ''} each, needs {processes * each} "
                 f"GPUs; found {gpus}. Give at most --num-processes {gpus // each}"
             )
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the model stays on a host."""
+        return self.backend == "ndif"
+
+    def execution(self) -> Execution:
+        """How Programs run that the command runs."""
+        from patchkit.runtime import Execution
+
+        given = {name: getattr(self, name) for name in ("remote_concurrency", "job_timeout", "patience")}
+        return Execution(
+            max_failures=self.max_failures,
+            fit_memory=self.max_batch_tokens == "auto",
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     def start(self) -> None:
         """Starts the processes that `--num-processes` asks for, once: when the input is known to be good."""
@@ -155,7 +190,7 @@ def runs(command: Callable[..., None] | None = None, *, without: Collection[str]
     @functools.wraps(command)
     def run(*args: Any, **given: Any) -> None:
         shared = RunOptions(**{name: given.pop(name) for name, _, _ in taken})
-        with _set_up(shared):
+        with _set_up(shared, given.get("out")):
             command(*args, shared=shared, **given)
 
     signature = inspect.Signature([*parameters, *added])
@@ -169,11 +204,11 @@ def runs(command: Callable[..., None] | None = None, *, without: Collection[str]
 
 
 @contextmanager
-def _set_up(shared: RunOptions) -> Iterator[None]:
+def _set_up(shared: RunOptions, out: Path | None) -> Iterator[None]:
     """The execution that the options ask for. In all processes of a group but the main one it does not come back."""
     import torch
 
-    from patchkit.runtime import Execution, joined_processes, launched, use_execution
+    from patchkit.runtime import joined_processes, launched, use_execution
     from patchkit.runtime.interrupts import terminable
 
     in_group = launched()
@@ -187,9 +222,10 @@ def _set_up(shared: RunOptions) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     if not is_main:
         raise typer.Exit(_serve(shared))
-    execution = Execution(max_failures=shared.max_failures, fit_memory=shared.max_batch_tokens == "auto")
     with terminable(), shared.until_end as until_end:
-        until_end.enter_context(use_execution(execution))
+        until_end.enter_context(use_execution(shared.execution()))
+        if shared.hosted:
+            until_end.enter_context(on_host(out, shared.quiet))
         if in_group or (shared.backend == "accelerate" and shared.num_processes is None):
             until_end.enter_context(joined_processes(shared.gpus_per_replica or 1))
         yield

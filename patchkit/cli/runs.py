@@ -11,7 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from patchkit.cli.console import give, plain_table, results, say
-from patchkit.cli.options import Backend, GpusPerReplica, NumProcesses, Quiet, options_of
+from patchkit.cli.options import (
+    Backend,
+    GpusPerReplica,
+    Host,
+    NumProcesses,
+    Quiet,
+    RemoteConcurrency,
+    options_of,
+)
 from patchkit.errors import InputError, RunError
 from patchkit.reading import exists
 
@@ -41,6 +49,8 @@ def rerun(
     backend: Backend = None,
     num_processes: NumProcesses = None,
     gpus_per_replica: GpusPerReplica = None,
+    host: Host = None,
+    remote_concurrency: RemoteConcurrency = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the command of a manifest again into a new directory, and compare the numbers."""
@@ -75,13 +85,20 @@ def rerun(
     command = group.get_command(ctx, manifest.command)
     if command is None:
         raise InputError(f"{directory}: made by `patchkit {manifest.command}`, which this version lacks.")
-    here_arguments = [
-        *(["--quiet"] if quiet else []),
-        *(["--backend", backend] if backend is not None else []),
-        *(["--num-processes", str(num_processes)] if num_processes is not None else []),
-        *(["--gpus-per-replica", str(gpus_per_replica)] if gpus_per_replica is not None else []),
-    ]
+    here_options = {
+        "--backend": backend,
+        "--num-processes": num_processes,
+        "--gpus-per-replica": gpus_per_replica,
+        "--host": host,
+        "--remote-concurrency": remote_concurrency,
+    }
+    here_arguments = ["--quiet"] if quiet else []
+    for option, value in here_options.items():
+        here_arguments += [] if value is None else [option, str(value)]
     options = {**manifest.options, **{option: file.path for option, file in manifest.inputs.items()}}
+    if backend == "ndif":
+        # Where the first run's model was put here says nothing of one that stays on its host.
+        options.pop("device_map", None)
     with _working_directory(Path(manifest.directory)):
         arguments = ["--out", str(second), *here_arguments, *command_arguments(command, options)]
         try:

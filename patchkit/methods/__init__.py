@@ -5,7 +5,7 @@ from patchkit.methods._edge_options import EDGE_ABLATIONS as EDGE_ABLATIONS
 from patchkit.methods._edge_options import EdgeOptions as EdgeOptions
 from patchkit.methods._mask_layout import Layout as Layout
 from patchkit.methods._mask_objective import Objective as Objective
-from patchkit.methods._mask_train import Schedule as Schedule
+from patchkit.methods._mask_schedule import Schedule as Schedule
 from patchkit.methods._node_options import ABLATIONS as ABLATIONS
 from patchkit.methods._node_options import DIRECTIONS as DIRECTIONS
 from patchkit.methods._node_options import NodeOptions as NodeOptions

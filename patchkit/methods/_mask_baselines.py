@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-from patchkit.methods._mask_evaluate import evaluate_mask, moved_by, random_sets
+from patchkit.methods._mask_evaluate import answers_to_sets, evaluate_mask, random_sets, share_by_name
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_prepared import Prepared
 from patchkit.methods._mask_triples import Splits
@@ -25,13 +25,30 @@ class Scorer:
     trained: tuple[str, ...]
     random_count: int
     say: Progress
-    _seen: dict[tuple[int, ...], dict[str, float]] = field(default_factory=dict)
+    _seen: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def see(self, sets: Iterable[Sequence[int]]) -> None:
+        """Runs these sets, which will be asked for: together, which is much faster where every step is a job."""
+        keys = dict.fromkeys(tuple(sorted(patched)) for patched in sets)
+        fresh = [key for key in keys if key not in self._seen]
+        found = answers_to_sets(self.layout, self.test, fresh)
+        for done, key in enumerate(fresh):
+            self.say("testing", done, len(fresh))
+            self._seen[key] = next(found)
+        self.say("testing", len(fresh), len(fresh))
 
     def score(self, patched: Sequence[int]) -> dict[str, float]:
         """Accuracy by desideratum when exactly these components are patched."""
+        return share_by_name(self.test, self._answers(patched) == self.test.target)
+
+    def moved(self, patched: Sequence[int]) -> dict[str, float]:
+        """The fraction of triples whose answer is then no longer the unpatched one, by desideratum."""
+        return share_by_name(self.test, self._answers(patched) != self.test.original_answer)
+
+    def _answers(self, patched: Sequence[int]) -> Tensor:
         key = tuple(sorted(patched))
         if key not in self._seen:
-            self._seen[key] = evaluate_mask(self.test, self.layout.keep_all_but(key))
+            (self._seen[key],) = answers_to_sets(self.layout, self.test, [key])
         return self._seen[key]
 
     def names(self, components: Sequence[int]) -> list[str]:
@@ -40,6 +57,11 @@ class Scorer:
 
     def complement(self, patched: Sequence[int]) -> list[int]:
         return sorted(set(range(self.layout.size)) - set(patched))
+
+    def compared(self, chosen: Sequence[int], seed: int = 0) -> list[Sequence[int]]:
+        """A set and what it is compared with: nothing, everything, all the others, random sets of its size."""
+        random = random_sets(self.layout.size, len(chosen), self.random_count, seed)
+        return [chosen, [], list(range(self.layout.size)), self.complement(chosen), *random]
 
     def desiderata(
         self,
@@ -50,14 +72,7 @@ class Scorer:
         descriptions: Mapping[str, str],
     ) -> list[DesideratumScores]:
         """Every desideratum with the scores of the chosen set and of its baselines."""
-        sets = random_sets(self.layout.size, len(chosen), self.random_count, seed=0)
-        total = len(sets) + 4
-        scored: list[dict[str, float]] = []
-        for patched in ([*chosen], [], list(range(self.layout.size)), self.complement(chosen), *sets):
-            self.say("testing", len(scored), total)
-            scored.append(self.score(patched))
-        self.say("testing", total, total)
-        own, empty, every, complement, *random = scored
+        own, empty, every, complement, *random = map(self.score, self.compared(chosen))
         soft = evaluate_mask(self.test, soft_values)
         return [
             DesideratumScores(
@@ -98,14 +113,21 @@ class Scorer:
         """For each component: the answers it changes alone, and what the chosen set loses without it."""
         whole = self.score(chosen)
         table = []
-        for done, component in enumerate(components, start=1):
-            without = self.score([c for c in chosen if c != component])
+        for component in components:
+            without = self.score(_without(chosen, component))
             table.append(
                 Carried(
                     component=self.names([component])[0],
-                    alone=moved_by(self.test, self.layout.keep_all_but([component])),
+                    alone=self.moved([component]),
                     missed={name: whole[name] - without[name] for name in whole},
                 )
             )
-            self.say("what each carries", done, len(components))
         return table
+
+    def carried_sets(self, components: Sequence[int], chosen: Sequence[int]) -> list[Sequence[int]]:
+        """The sets that `carried` asks for."""
+        return [chosen, *([c] for c in components), *(_without(chosen, c) for c in components)]
+
+
+def _without(chosen: Sequence[int], component: int) -> list[int]:
+    return [c for c in chosen if c != component]

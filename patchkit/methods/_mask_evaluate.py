@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from patchkit.methods._mask_layout import Layout
@@ -28,9 +29,31 @@ def evaluate_mask(prepared: Prepared, keep: Float[Tensor, " n"]) -> dict[str, fl
     return share_by_name(prepared, prepared.answers(keep) == prepared.target)
 
 
-def moved_by(prepared: Prepared, keep: Float[Tensor, " n"]) -> dict[str, float]:
-    """The fraction of triples whose answer under the mask is no longer the unpatched one, by desideratum."""
-    return share_by_name(prepared, prepared.answers(keep) != prepared.original_answer)
+def evaluate_masks(prepared: Prepared, keeps: Float[Tensor, "mask n"]) -> list[dict[str, float]]:
+    """The same for each of a few masks."""
+    return [
+        share_by_name(prepared, answers == prepared.target)
+        for answers in prepared.answers_under(keeps).unbind(1)
+    ]
+
+
+def evaluate_sets(
+    layout: Layout, prepared: Prepared, sets: Iterable[Sequence[int]]
+) -> Iterator[dict[str, float]]:
+    """The same for each of many sets of components that are patched, several in one step."""
+    for answers in answers_to_sets(layout, prepared, sets):
+        yield share_by_name(prepared, answers == prepared.target)
+
+
+def answers_to_sets(
+    layout: Layout, prepared: Prepared, sets: Iterable[Sequence[int]]
+) -> Iterator[Int[Tensor, " triple"]]:
+    """The answers where exactly these sets of components are patched, in turn."""
+    waiting = iter(sets)
+    # So many that the masks of all of them at once would not fit into memory.
+    while some := list(islice(waiting, prepared.together(layout.size))):
+        keeps = torch.stack([layout.keep_all_but(patched) for patched in some])
+        yield from prepared.answers_under(keeps).unbind(1)
 
 
 def share_by_name(prepared: Prepared, hits: Bool[Tensor, " triple"]) -> dict[str, float]:
@@ -44,43 +67,6 @@ def random_sets(n: int, size: int, count: int, seed: int) -> list[list[int]]:
     """Random sets of components of one size, each drawn without replacement."""
     generator = torch.Generator().manual_seed(seed)
     return [sorted(torch.randperm(n, generator=generator)[:size].tolist()) for _ in range(count)]
-
-
-#: Accuracies that differ by less are the same: 0.7 less a slack of 0.1 is 0.6, not a little more.
-ROUNDING = 1e-9
-#: Up to so many components are pruned one at a time.
-ONE_BY_ONE = 48
-
-
-def prune(
-    layout: Layout, prepared: Prepared, chosen: Sequence[int], slack: float
-) -> tuple[list[int], list[int]]:
-    """Drops components that are not needed: (kept, dropped).
-
-    One at a time, always the one whose absence costs least, as long as the joint score stays within `slack` of the
-    whole set's. While there are more than `ONE_BY_ONE`, as many of the cheapest go together as the score allows: one at
-    a time would take as many evaluations as the square of their number.
-    """
-
-    def joint(components: Sequence[int]) -> float:
-        return joint_score(evaluate_mask(prepared, layout.keep_all_but(components)))
-
-    kept, dropped = list(chosen), []
-    floor = joint(kept) - slack - ROUNDING
-    while kept:
-        without = {component: joint([c for c in kept if c != component]) for component in kept}
-        cheapest = sorted(
-            (component for component in kept if without[component] >= floor),
-            key=lambda component: (-without[component], component),
-        )
-        count = min(len(cheapest), 1) if len(kept) <= ONE_BY_ONE else len(cheapest)
-        while count > 1 and joint([c for c in kept if c not in cheapest[:count]]) < floor:
-            count //= 2
-        if not count:
-            break
-        dropped += cheapest[:count]
-        kept = [c for c in kept if c not in cheapest[:count]]
-    return kept, dropped
 
 
 def jaccard(a: Sequence[str], b: Sequence[str]) -> float:

@@ -74,6 +74,13 @@ class DirectMask:
     def final(self) -> Float[Tensor, " n"]:
         return self.values.detach().clamp(0.0, 1.0)
 
+    def state(self) -> dict[str, Tensor]:
+        return {"values": self.values.detach().clone()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.values.copy_(state["values"])
+
 
 class HardConcreteMask:
     """Each component is patched with a learned probability; `lam` is the fraction of components that may be patched.
@@ -116,6 +123,19 @@ class HardConcreteMask:
     def final(self) -> Float[Tensor, " n"]:
         gate = (torch.sigmoid(self.alpha.detach()) * (_ZETA - _GAMMA) + _GAMMA).clamp(0.0, 1.0)
         return 1 - gate
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            "alpha": self.alpha.detach().clone(),
+            "multipliers": self.multipliers.detach().clone(),
+            "generator": self._generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.alpha.copy_(state["alpha"])
+            self.multipliers.copy_(state["multipliers"])
+        self._generator.set_state(state["generator"])
 
 
 def check_fraction(lam: float) -> None:

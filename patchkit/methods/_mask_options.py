@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from patchkit.errors import InputError
 from patchkit.methods._mask_objective import Objective, check_fraction
-from patchkit.methods._mask_train import Schedule
+from patchkit.methods._mask_schedule import Schedule
 from patchkit.runtime import MAX_BATCH_TOKENS
 
 

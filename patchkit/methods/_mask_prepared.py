@@ -16,6 +16,11 @@ from patchkit.methods._mask_prepare import Masked, Preparation
 from patchkit.methods._mask_steps import Answers, Facts, Gradient
 from patchkit.model import PatchModel
 from patchkit.runtime import MAX_BATCH_TOKENS, Session
+from patchkit.runtime.held import Held
+
+#: Masks of one step: here so few that Ctrl-C and the progress do not wait long. A job takes more, as long as they are
+#: few numbers to send.
+_TOGETHER, _SENT_NUMBERS = 16, 1 << 22
 
 
 @dataclass
@@ -33,22 +38,35 @@ class Prepared:
         names: the desiderata; `group` counts them.
         sizes: triples in each.
         kinds: `dependence`, `invariance` or `mixed`.
-        sessions: where the triples are open, one after the other.
+        sessions: where the triples are open, one after the other; in a job on a model's host, what it holds open.
         group, target, original_answer: of each triple; the answer is the model's own.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     kinds: tuple[str, ...]
-    sessions: tuple[Session, ...]
+    sessions: tuple[Session | Held, ...]
     group: Int[Tensor, " triple"]
     target: Int[Tensor, " triple"]
     original_answer: Int[Tensor, " triple"]
     tally: Tally
 
+    @property
+    def hosted(self) -> bool:
+        """Whether every step is sent to a host."""
+        return self.sessions[0].model.hosted is not None
+
     def answers(self, keep: Float[Tensor, " n"]) -> Int[Tensor, " triple"]:
         """The model's answer to every original under a mask: the argmax over the whole vocabulary."""
-        return torch.cat([self._run(session, Answers(keep))["answer"] for session in self.sessions])
+        return self.answers_under(keep[None])[:, 0]
+
+    def answers_under(self, keeps: Float[Tensor, "mask n"]) -> Int[Tensor, "triple mask"]:
+        """The answers under each of some masks, in one step; see `together`."""
+        return torch.cat([self._run(session, Answers(keeps))["answer"] for session in self.sessions])
+
+    def together(self, n: int) -> int:
+        """Of many masks over `n` components, how many to give to one step."""
+        return max(1, _SENT_NUMBERS // n) if self.hosted else _TOGETHER
 
     def gradient(
         self, loss: str, keep: Float[Tensor, " n"], weights: Float[Tensor, " triple"]
@@ -63,7 +81,7 @@ class Prepared:
         for session in self.sessions:
             session.close()
 
-    def _run(self, session: Session, step: Gradient | Answers) -> dict[str, Tensor]:
+    def _run(self, session: Session | Held, step: Gradient | Answers) -> dict[str, Tensor]:
         found = session.run(step)
         self.tally.token_forwards += float(found["paid"])
         return found

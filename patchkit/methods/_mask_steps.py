@@ -14,6 +14,7 @@ from torch import Tensor
 from patchkit.methods._mask_objective import row_losses
 from patchkit.methods._mask_prepare import Chunk, masked_logits
 from patchkit.model import PatchModel
+from patchkit.runtime.hosted import check_gradients
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Gradient:
     weights: Float[Tensor, " triple"]
 
     @property
+    def differentiates(self) -> bool:
+        return True
+
+    @property
     def summed(self) -> frozenset[str]:
         return frozenset({"loss", "gradient", "paid"})
 
@@ -61,9 +66,12 @@ class Gradient:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Step: the model's `answer` to every original under a mask: the argmax over the whole vocabulary."""
+    """Step: the model's `answer` to every original under each of some masks: the argmax over the whole vocabulary.
 
-    keep: Float[Tensor, " n"]
+    One mask after the other, on the rows of one: what is answered does not depend on how many masks go together.
+    """
+
+    keeps: Float[Tensor, "mask n"]
 
     @property
     def summed(self) -> frozenset[str]:
@@ -71,5 +79,10 @@ class Answers:
 
     def run(self, model: PatchModel, opened: Chunk) -> dict[str, Tensor]:
         with torch.no_grad():
-            answer = masked_logits(model, opened, self.keep).argmax(-1)
-        return {"answer": answer, "paid": opened.settle()}
+            answers = [masked_logits(model, opened, keep).argmax(-1) for keep in self.keeps]
+        return {"answer": torch.stack(answers, 1), "paid": opened.settle()}
+
+
+def check_host(model: PatchModel) -> None:
+    """Raises InputError where a mask is to be trained on a host that cannot differentiate."""
+    check_gradients(model, None, Gradient("", torch.ones(0), torch.ones(0)))

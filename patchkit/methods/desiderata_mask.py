@@ -8,7 +8,7 @@ target: the alternate's where the component's content should decide (dependence)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,18 +18,18 @@ from patchkit.errors import RunError
 from patchkit.methods._mask_baselines import Scorer
 from patchkit.methods._mask_checkpoint import Checkpoint
 from patchkit.methods._mask_evaluate import (
-    ROUNDING,
     evaluate_mask,
     jaccard,
     joint_score,
-    prune,
-    random_sets,
     rounded,
 )
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_options import MaskOptions as MaskOptions
+from patchkit.methods._mask_path import PathPoint, PathResult
 from patchkit.methods._mask_prepared import Prepared, Tally, pool, prepare
-from patchkit.methods._mask_train import PathPoint, PathResult, train_path
+from patchkit.methods._mask_prune import ROUNDING, prune
+from patchkit.methods._mask_steps import check_host
+from patchkit.methods._mask_train import train_path
 from patchkit.methods._mask_triples import make_splits
 from patchkit.model import PatchModel
 from patchkit.results.mask import LambdaPoint, MaskResult, OwnMask, SeedRun
@@ -90,6 +90,7 @@ def _learn(
     opened: ExitStack,
 ) -> MaskResult:
     layout = Layout.build(options.components, model.dims)
+    check_host(model)
     splits = make_splits(
         model,
         triples,
@@ -124,6 +125,7 @@ def _learn(
     trained = tuple(splits.train)
     scorer = Scorer(layout, test, trained, options.random_sets, say)
     point, kept = chosen[best].point, chosen[best].kept
+    scorer.see(_asked_for(scorer, runs, best, chosen, [pick.kept for _, _, pick in own], options))
     desiderata = scorer.desiderata(
         kept, point.values, splits, _train_scores(layout, training, kept), descriptions
     )
@@ -157,6 +159,25 @@ def _learn(
         forward_equivalents=tally.token_forwards / sum(len(triple.original_ids) for triple in triples),
         values=layout.by_kind(point.values),
     )
+
+
+def _asked_for(
+    scorer: Scorer,
+    runs: Sequence[tuple[int, PathResult]],
+    best: int,
+    chosen: Sequence[_Chosen],
+    own: Sequence[list[int]],
+    options: MaskOptions,
+) -> Iterator[Sequence[int]]:
+    """Every set that the result tells the scores of."""
+    kept = chosen[best].kept
+    yield from scorer.compared(kept)
+    for (seed, _), pick in zip(runs, chosen, strict=True):
+        yield from scorer.compared(pick.kept, seed)
+    for point in runs[best][1].points:
+        yield point.chosen
+    yield from own
+    yield from scorer.carried_sets(kept[: options.carried_limit], kept)
 
 
 def _what_paths_depend_on(model: PatchModel, triples: Sequence[Triple], options: MaskOptions) -> str:
@@ -227,15 +248,15 @@ def _lambda_point(scorer: Scorer, point: PathPoint, trained: Sequence[str]) -> L
 
 def _seed_run(scorer: Scorer, seed: int, pick: _Chosen) -> SeedRun:
     scores = scorer.score(pick.kept)
-    sets = random_sets(scorer.layout.size, len(pick.kept), scorer.random_count, seed)
+    _, _, _, complement, *random = map(scorer.score, scorer.compared(pick.kept, seed))
     return SeedRun(
         seed=seed,
         lam=pick.point.lam,
         chosen=scorer.names(pick.kept),
         test=scores,
         joint=joint_score(scores, scorer.trained),
-        complement_joint=joint_score(scorer.score(scorer.complement(pick.kept)), scorer.trained),
-        random_joint=[joint_score(scorer.score(s), scorer.trained) for s in sets],
+        complement_joint=joint_score(complement, scorer.trained),
+        random_joint=[joint_score(scores, scorer.trained) for scores in random],
         steps=pick.point.steps,
     )
 
@@ -267,8 +288,8 @@ class _Trainer:
             self.options.schedule,
             seed,
             report=lambda done, total: self.say(f"training {name}", done, total),
-            begun=found,
-            keep=lambda path: self.checkpoint.save(name, path),
+            checkpoint=self.checkpoint,
+            name=name,
         )
         if not path.points:
             raise RunError(

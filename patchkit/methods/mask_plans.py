@@ -46,7 +46,13 @@ def mask_stages(model: PatchModel, triples: Sequence[Triple], options: MaskOptio
     run = opener.rerun(items) if options.reuse else max(map(opener.tokens, items))
     weights = torch.full((len(items),), 1 / len(items))
     example = Gradient(options.objective.loss, torch.ones(layout.size), weights), 2.0 * run
-    steps = Steps(counts.runs, run * counts.row_runs / len(items), back=4 * layout.size + 16, example=example)
+    steps = Steps(
+        counts.runs,
+        run * counts.row_runs / len(items),
+        back=4 * layout.size + 16,
+        example=example,
+        jobs=counts.jobs,
+    )
     stages: list[Stage] = []
     unknown = [
         each for each in triples if each.original_answer_id is None or each.alternate_answer_id is None
@@ -65,6 +71,7 @@ class _Counts:
     Attributes:
         runs: how often some of the triples are run together: steps and looks at validation or test triples.
         row_runs: one for each triple in each of them.
+        jobs: on a host, where each part of the triples is one batch and every loop fits into one job.
     """
 
     def __init__(self, options: MaskOptions, train: int, held: int, tested: int, desiderata: int) -> None:
@@ -82,6 +89,12 @@ class _Counts:
         # Published: one desideratum after the other, each step over the triples of one.
         turns = desiderata if options.objective.alternates_steps else 1
         self.runs = stepped * turns + looks + pruned + scored
+        # The parts beyond the first are opened by themselves, and so are those of a mask on one desideratum.
+        opened = turns + 1 + alone * desiderata * (1 if options.objective.alternates_steps else 2)
+        # A path, its pruning, the validation of what is left.
+        loops = 3 * (paths + alone * desiderata)
+        # Training scores of the chosen set; on the test triples all sets together, and the soft mask.
+        self.jobs = float(opened + loops + turns + 2)
         self.row_runs = 2 * stepped * train + looks * held + pruned * (train + held) + scored * tested
 
 

@@ -44,6 +44,23 @@ class PairCounts(_Frozen):
     failures: list[Failure] = Field(default_factory=list)
 
 
+class HostedModel(_Frozen):
+    """A model that stayed on its host."""
+
+    host: str = Field(description="URL of the NDIF server")
+    key: str = Field(description="by which the host knows the model")
+    facts: dict[str, Any] = Field(description="what the host said of it: dtype, attention, device, versions")
+
+
+class Traffic(_Frozen):
+    """What went to hosts and came back, summed over the times that the run was resumed."""
+
+    requests: int = Field(ge=0)
+    jobs: int = Field(ge=0)
+    sent: int = Field(ge=0, description="bytes of jobs")
+    received: int = Field(ge=0, description="bytes of results")
+
+
 class Manifest(_Frozen):
     """manifest.json: everything that is needed to read a run's numbers, and to get them again."""
 
@@ -57,6 +74,8 @@ class Manifest(_Frozen):
     error: str | None = Field(default=None, description="why it failed")
     versions: dict[str, str]
     model: ModelRef | None = None
+    hosted: list[HostedModel] = Field(default_factory=list, description="with --backend ndif")
+    traffic: Traffic | None = Field(default=None, description="with --backend ndif")
     seed: int | None = None
     metric: str | None = None
     direction: Literal["denoise", "noise"] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,10 +21,12 @@ from typing import Any
 from patchkit.errors import InputError, RunError
 from patchkit.reading import exists, names_in
 from patchkit.results._manifest_fields import Failure as Failure
+from patchkit.results._manifest_fields import HostedModel as HostedModel
 from patchkit.results._manifest_fields import InputFile as InputFile
 from patchkit.results._manifest_fields import Manifest as Manifest
 from patchkit.results._manifest_fields import ModelRef as ModelRef
 from patchkit.results._manifest_fields import PairCounts as PairCounts
+from patchkit.results._manifest_fields import Traffic as Traffic
 from patchkit.results._run_lock import RunLock
 from patchkit.results._same_run import PLACE_OPTIONS as PLACE_OPTIONS
 from patchkit.results._same_run import require_same, require_same_model, taken
@@ -33,6 +35,8 @@ from patchkit.results.formats import read_model, write_model
 MANIFEST = "manifest.json"
 #: Where a run keeps what is finished of it, until all of it is in the results.
 CHECKPOINT = "journal"
+#: What the model's host said. It stays when the rest of a run goes that was of bad input, and is in no new run's way.
+HOST_LOG = "host.log"
 PACKAGES = ("patchkit", "nnsight", "torch", "transformers")
 
 
@@ -50,6 +54,8 @@ class RunDir:
     resumed: bool
     #: Directories that were not there before, this one first.
     created: tuple[Path, ...]
+    #: Fields that are known when the run ends, however it does.
+    last_fields: Callable[[], dict[str, Any]] = dict
     _clock: float = field(default_factory=time.monotonic)
     _lock: RunLock | None = field(default=None, repr=False)
     #: As a resumed run's was before this attempt, and whether it is put back since this is no attempt at that run.
@@ -134,7 +140,7 @@ class RunDir:
     def _close(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         """Writes how the run ended."""
         if kind is None:
-            self.record(status="done")
+            self.record(status="done", **self.last_fields())
             # All of it is in the results now, but for pairs that failed, which may be tried again.
             if self.manifest.complete:
                 shutil.rmtree(self.checkpoint, ignore_errors=True)
@@ -156,6 +162,7 @@ class RunDir:
             self.record(
                 status="interrupted" if interrupted else "failed",
                 error=None if interrupted else f"{kind.__name__}: {error}",
+                **self.last_fields(),
             )
 
 
@@ -240,9 +247,10 @@ def plain(value: Any) -> Any:
 
 
 def _entries(path: Path) -> list[str]:
-    """Names in a directory, less hidden ones (left by a killed process or a file manager); [] when absent."""
+    """Names in a directory, less a host's log and hidden ones (left by a killed process or a file manager); [] when
+    absent."""
     if not exists(path):
         return []
     if not path.is_dir():
         raise InputError(f"{path}: expected a directory for --out, found a file. Choose another directory.")
-    return [name for name in names_in(path) if not name.startswith(".")]
+    return [name for name in names_in(path) if not name.startswith(".") and name != HOST_LOG]

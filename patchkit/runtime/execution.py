@@ -44,6 +44,8 @@ class Execution:
         watcher: who is told.
         remote_concurrency: jobs that are under way at a time on a model's host.
         job_timeout: seconds after which a job that is still not done ends the run.
+        job_seconds: for which a job with many steps goes on before it brings back what it has; less where the host's
+            own limit turns out to be less.
         patience: seconds for which a host that cannot be reached is asked again.
         hosts: those that are spoken with, by URL.
     """
@@ -54,6 +56,7 @@ class Execution:
     watcher: Watcher | None = None
     remote_concurrency: int = 2
     job_timeout: float = 3600.0
+    job_seconds: float = 300.0
     patience: float = 600.0
     hosts: dict[str, Host] = field(default_factory=dict, compare=False)
 

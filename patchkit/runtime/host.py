@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -87,9 +88,11 @@ class Host:
                 f"host '{self.url}': expected a URL such as http://127.0.0.1:8001 or https://api.ndif.us"
             )
         self._client = httpx.Client(timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS))
+        # Its connections are held open for the next call, and closed when nobody can call any more.
+        self._closing = weakref.finalize(self, self._client.close)
 
     def close(self) -> None:
-        self._client.close()
+        self._closing()
 
     def send(self, model_key: str, env: dict[str, Any], blob: bytes) -> str:
         """Sends a job; its id.

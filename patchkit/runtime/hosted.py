@@ -26,7 +26,7 @@ from patchkit.runtime.work import summed_of, with_budget
 from patchkit.tracing.jobs import pack_job, run_step, unpack_result
 
 #: Seconds between two looks at the jobs, from the first to the longest.
-_FIRST_LOOK, _LONGEST_LOOK = 0.05, 2.0
+FIRST_LOOK, LONGEST_LOOK = 0.05, 2.0
 #: A job of which the host says nothing at all for so long is lost, seconds.
 LOST_SECONDS = 60.0
 #: Times that a job is sent which was lost or cancelled through no fault of its own.
@@ -108,7 +108,7 @@ class HostedRunner:
     ) -> Iterator[Part]:
         execution = current_execution()
         flying: list[Flight] = []
-        pause = _FIRST_LOOK
+        pause = FIRST_LOOK
         while waiting or flying:
             while waiting and len(flying) < execution.remote_concurrency:
                 next_one = waiting.popleft()
@@ -132,7 +132,7 @@ class HostedRunner:
                     yield part
                 if notes is not None and kept:
                     notes.drop(flight.job)
-            pause = _FIRST_LOOK if done else min(1.3 * pause, _LONGEST_LOOK)
+            pause = FIRST_LOOK if done else min(1.3 * pause, LONGEST_LOOK)
             if flying and not done:
                 host.wait(pause)
 
@@ -180,7 +180,7 @@ class HostedRunner:
     ) -> Part | None:
         """The part of a job that has ended; None where it, or its halves, are to be sent again."""
         again = _Waiting(flight.batch, flight.piece, flight.attempt + 1)
-        if answer is None or (answer.error is not None and _CANCELLED in answer.error):
+        if answer is None or is_cancelled(answer):
             if flight.attempt >= ATTEMPTS:
                 what = "is not known to the host any more" if answer is None else "was cancelled by the host"
                 raise RunError(
@@ -207,7 +207,7 @@ class HostedRunner:
                 "the host ran out of memory with this item alone. A shorter prompt or a smaller --max-batch-tokens takes "
                 "less"
             )
-        elif _TIME_LIMIT in said:
+        elif is_over_time(said):
             reason = f"this item alone takes longer than the host allows: {in_short(said)}"
         if reason is None:
             raise RunError(
@@ -248,11 +248,23 @@ def check_gradients(model: PatchModel, opener: Any, step: Any) -> None:
     if not takes or model.hosted is None or model.hosted.gradients:
         return
     why = model.hosted.facts.get("no_gradients", "")
+    forward = "exact activation patching (patch)"
+    if model.hosted.facts.get("weights"):
+        forward += ", path patching (paths), exact edges (edges --method exact), ACDC (--method acdc), evaluate, scrub"
     raise InputError(
         f"{type(step).__name__} takes gradients, and {model.hosted.url} gives none for {model.name}"
-        f"{f' ({why})' if why else ''}. Methods of forward passes alone still work there: exact activation patching "
-        "(patch), path patching (paths), exact edges (edges --method exact), ACDC (edges --method acdc), evaluate, scrub"
+        f"{f' ({why})' if why else ''}. Methods of forward passes alone still work there: {forward}"
     )
+
+
+def is_over_time(said: str) -> bool:
+    """Whether a host's message says that it gave a job up because it took too long."""
+    return _TIME_LIMIT in said
+
+
+def is_cancelled(answer: Answer) -> bool:
+    """Whether a job was ended by its host through no fault of its own."""
+    return answer.error is not None and _CANCELLED in answer.error
 
 
 def in_short(text: str) -> str:

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM while batches run: the batch in hand is finished and kept, then the run ends.
 
 A trace that is broken off in its middle would lose what the batch has computed, and a second of patience saves it. Who
-cannot wait asks a second time.
+cannot wait asks a second time. Where batches run on a host there is nothing to wait for: they run on there, and the run
+ends at once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+Part = TypeVar("Part")
 
 _WAITING = "Interrupted: the batch in hand is finished first. Once more to stop at once."
 
@@ -46,6 +49,7 @@ class Interrupts:
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say
         self._asked: int | None = None
+        self._elsewhere = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -73,8 +77,22 @@ class Interrupts:
             asked, self._asked = self._asked, None
             raise _raised(asked)
 
+    def at_once(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """The parts, which are computed elsewhere: while one is waited for, a request to end is raised at once; while one
+        is put away here, after that."""
+        while True:
+            self.check()
+            self._elsewhere = True
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+            finally:
+                self._elsewhere = False
+            yield part
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None:
+        if self._asked is not None or self._elsewhere:
             raise _raised(number)
         self._asked = number
         if self._say is not None:

@@ -15,8 +15,9 @@ from patchkit.runtime.program import Batched
 
 #: Batches of a stage that are priced; of more, as many that lie evenly among them, and the last, which is the largest.
 PRICED = 48
-#: Bytes that a token of a batch is sent as: its id, its mask and its position.
-SENT_A_TOKEN = 24
+#: Bytes that a job is sent as beside its items, mostly code, and that a token of these adds; compressed. Measured with
+#: jobs of every method: 30 to 90 kB, and 1 to 2 bytes.
+SENT_A_JOB, SENT_A_TOKEN = 65_000, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Steps:
         back: bytes that come back from a batch in one of them.
         journalled: whether these are kept in the journal.
         example: a Step to measure, and its token-forwards an item; None where there is none without results.
+        jobs: that they are on a host; None: every step one for each batch.
     """
 
     count: int
@@ -36,6 +38,7 @@ class Steps:
     back: int
     journalled: bool = False
     example: tuple[Any, float] | None = None
+    jobs: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,7 @@ class Stage:
         back: bytes that come back for an item.
         back_of_batch: and for a batch, as sums do.
         repeats: how often the stage is run, on other items of the same kind.
+        filled: share of the numbers that come back which is not zero: zeros take nothing on the wire.
     """
 
     label: str
@@ -57,6 +61,7 @@ class Stage:
     back_of_batch: int = 0
     steps: Steps | None = None
     repeats: float = 1.0
+    filled: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,8 @@ class StagePlan:
         widest: tokens of the largest batch, as its Program counts them.
         forwards: token-forwards: one token through the whole model once is 1, a backward counts 1 more.
         taken: memory of the largest batch.
-        sent, back: bytes that go to a hosted model and come from it.
-        requests: to a hosted model.
+        sent, back: bytes that go to a hosted model, and bytes of the numbers that come from it.
+        requests: jobs for a hosted model.
         passes: how often all weights are read: once for each forward and each backward, at the least.
         journal: bytes on disk until the run is done.
     """
@@ -168,7 +173,7 @@ def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
         rounds = steps.count * len(batches)
         back += rounds * steps.back
         journal += rounds * steps.back * steps.journalled
-        requests += rounds
+        requests += rounds if steps.jobs is None else steps.jobs
         passes += 2 * rounds
     return StagePlan(
         label=stage.label,
@@ -177,7 +182,7 @@ def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
         widest=max(sum(program.tokens(item) for item in batch) for batch in batches),
         forwards=forwards * times,
         taken=largest,
-        sent=2 * padded * SENT_A_TOKEN * times,
+        sent=(requests * SENT_A_JOB + 2 * padded * SENT_A_TOKEN) * times,
         back=back * times,
         requests=requests * times,
         passes=passes * times,

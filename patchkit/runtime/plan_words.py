@@ -134,9 +134,7 @@ def _longest(stage: Stage) -> int:
 
 def _wire(plan: Plan) -> str:
     sent, back = bytes_text(plan.summed("sent")), bytes_text(plan.summed("back"))
-    return (
-        f"{_counted(plan.summed('requests'), 'request')}; {sent} go out (token ids, masks), {back} come back"
-    )
+    return f"{_counted(plan.summed('requests'), 'job')}; some {sent} go out (code, token ids), up to {back} come back"
 
 
 def _counted(count: int | float, word: str) -> str:

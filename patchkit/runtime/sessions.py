@@ -123,11 +123,11 @@ class Session:
         Raises:
             ItemsFailed: some items did not fit into memory even alone; all others were run and are in the journal.
             RunError: more items failed than the execution allows, or another process met an error.
-            KeyboardInterrupt: asked by Ctrl-C or SIGTERM, after the batch in hand.
+            KeyboardInterrupt: asked by Ctrl-C or SIGTERM, after the batch in hand; at once where batches run on a host.
         """
         label = label or self.label
         summed = summed_of(step)
-        gathered = _Gathered(summed)
+        gathered = Gathered(summed)
         keys = None if journal is None else self.keys(step)
         if journal is not None and keys is not None:
             if journal not in self._journals:
@@ -192,7 +192,8 @@ class Session:
     ) -> Iterator[Part]:
         if isinstance(self._runner, HostedRunner):
             notes = None if journal is None else JobNotes(journal.directory, self._runner.hosted.url)
-            yield from self._runner.parts(step, batches, self.budget, keys, notes, interrupts.check)
+            parts = self._runner.parts(step, batches, self.budget, keys, notes, interrupts.check)
+            yield from interrupts.at_once(parts)
             return
         if self.group is not None and self.group.size > 1:
             yield from shared_parts(self.group, self._number, step, self._runner, batches, self.budget)
@@ -201,13 +202,13 @@ class Session:
         for number in reversed(range(len(batches))):
             yield self._runner.run(step, number, batches[number], self.budget)
 
-    def _check_failures(self, gathered: _Gathered) -> None:
+    def _check_failures(self, gathered: Gathered) -> None:
         failures = self._failures(gathered)
         subjects = {id(failure.subject) for failure in failures}
         total = len({id(ItemFailure(item, "").subject) for item in self.items})
         check_failures(len(subjects), total, failures[0])
 
-    def _failures(self, gathered: _Gathered) -> list[ItemFailure]:
+    def _failures(self, gathered: Gathered) -> list[ItemFailure]:
         return [
             ItemFailure(self.items[number], reason) for number, reason in sorted(gathered.failures.items())
         ]
@@ -217,7 +218,7 @@ def _runner(model: PatchModel, opener: Any, items: Sequence[Any]) -> BatchRunner
     return BatchRunner(model, opener, items) if model.hosted is None else HostedRunner(model, opener, items)
 
 
-class _Gathered:
+class Gathered:
     """What has come of a run so far.
 
     Attributes:

@@ -50,15 +50,15 @@ class BatchRunner:
         while waiting:
             piece = waiting.pop()
             if self.limit is not None and len(piece) > 1 and self._padded(piece) > self.limit:
-                waiting += _halves(piece)
+                waiting += halves(piece)
                 continue
             found = self._try(step, piece, self._inner(budget))
             if found is not None:
-                _add(part, piece, found, summed)
+                add_piece(part, piece, found, summed)
                 continue
             if len(piece) > 1:
                 self.limit = max(1, self._padded(piece) // 2)
-                waiting += _halves(piece)
+                waiting += halves(piece)
             else:
                 self._run_alone(step, part, piece, budget, summed)
         return part
@@ -73,7 +73,7 @@ class BatchRunner:
             found = self._try(step, piece, inner)
             if found is not None:
                 self.inner_limit = inner
-                _add(part, piece, found, summed)
+                add_piece(part, piece, found, summed)
                 return
         part.failures.append((piece[0], self._too_large(piece[0])))
 
@@ -164,12 +164,14 @@ def _has_budget(step: Any) -> bool:
     return is_dataclass(step) and any(field.name == "max_batch_tokens" for field in fields(step))
 
 
-def _halves(piece: list[int]) -> list[list[int]]:
+def halves(piece: list[int]) -> list[list[int]]:
+    """Both halves, the first one last: it is taken next."""
     middle = len(piece) // 2
     return [piece[middle:], piece[:middle]]
 
 
-def _add(part: Part, piece: list[int], found: dict[str, Tensor], summed: frozenset[str]) -> None:
+def add_piece(part: Part, piece: list[int], found: dict[str, Tensor], summed: frozenset[str]) -> None:
+    """Adds what some items gave to their batch's part."""
     if not part.numbers:
         part.numbers, part.tensors = list(piece), dict(found)
         for name in summed & found.keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,10 +15,15 @@ from typer.testing import CliRunner
 
 from patchkit import zoo
 from patchkit.cli import app, checks
-from patchkit.cli.checks import Check, Status, host_checks, local_checks
+from patchkit.cli.checks import Check, Status, local_checks
+from patchkit.cli.host_checks import host_checks
 from patchkit.errors import InputError
 
-GOOD_ENV = {"packages": {name: version(name) for name in ("nnsight", "torch", "transformers")}}
+GOOD_ENV = {
+    "python_version": sys.version,
+    "packages": {name: version(name) for name in ("nnsight", "torch", "transformers")},
+}
+RUNNING = {"repo_id": "org/small", "application_state": "RUNNING"}
 
 
 class Server(ThreadingHTTPServer):
@@ -31,6 +37,8 @@ class Server(ThreadingHTTPServer):
             "/ping": (200, "pong"),
             "/connected": (200, "{}"),
             "/env": (200, json.dumps(GOOD_ENV)),
+            "/whoami": (200, json.dumps({"email": None, "tags": []})),
+            "/status": (200, json.dumps({"deployments": {"a": RUNNING}})),
         }
         self.over = threading.Event()
 
@@ -74,7 +82,8 @@ def by_name(found: list[Check]) -> dict[str, Check]:
 
 def test_a_good_server_passes(server: Server) -> None:
     found = host_checks(server.url + "/")
-    assert [check.status for check in found] == ["ok"] * 4
+    assert [check.status for check in found] == ["ok"] * 6
+    assert by_name(found)["models up"].found == "org/small"
     assert f"nnsight {version('nnsight')}" in by_name(found)["host packages"].found
 
 
@@ -83,17 +92,42 @@ def test_a_key_is_reported_and_never_shown(server: Server, monkeypatch: pytest.M
     monkeypatch.setenv("NDIF_API_KEY", "s3cr3t")
     result = CliRunner().invoke(app, ["doctor", "--host", server.url])
     assert "NDIF_API_KEY is set" in result.output and "s3cr3t" not in result.output
+    assert "does not know it" in by_name(host_checks(server.url))["host key"].found
+    server.answers["/whoami"] = (200, json.dumps({"email": "me@here", "tags": []}))
+    assert by_name(host_checks(server.url))["host key"].found == "NDIF_API_KEY is set, and the host knows it"
+
+
+def test_a_python_of_another_version_fails(server: Server) -> None:
+    server.answers["/env"] = (200, json.dumps({**GOOD_ENV, "python_version": "3.9.1 (main)"}))
+    check = by_name(host_checks(server.url))["host Python"]
+    assert (
+        check.status == "failed"
+        and check.found.startswith("3.9.1; here 3.")
+        and "Python 3.9 here" in check.todo
+    )
+
+
+@pytest.mark.parametrize("body", ["[]", "{}", "<html>", json.dumps({"deployments": {}})])
+def test_a_host_that_lists_no_model_may_have_some(server: Server, body: str) -> None:
+    server.answers["/status"] = (200, body)
+    check = by_name(host_checks(server.url))["models up"]
+    assert check.status == "warning" and "--model NAME" in check.todo
+
+
+def test_a_model_is_asked_for_on_a_host_only() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--model", "varbind-llama"])
+    assert result.exit_code == 2 and "belongs to --host URL" in result.stderr
 
 
 def test_another_nnsight_is_named_with_the_fix(server: Server) -> None:
-    packages = {**GOOD_ENV["packages"], "nnsight": "0.7.0"}
+    packages = {name: version(name) for name in ("torch", "transformers")} | {"nnsight": "0.7.0"}
     server.answers["/env"] = (200, json.dumps({"packages": packages}))
     check = by_name(host_checks(server.url))["host packages"]
     assert check.status == "warning" and check.todo == "To match it here: pip install nnsight==0.7.0"
 
 
 def test_the_build_of_torch_does_not_matter(server: Server) -> None:
-    packages = {**GOOD_ENV["packages"], "torch": version("torch").split("+")[0] + "+cu130"}
+    packages = {"nnsight": version("nnsight"), "torch": version("torch").split("+")[0] + "+cu130"}
     server.answers["/env"] = (200, json.dumps({"packages": packages}))
     assert by_name(host_checks(server.url))["host packages"].status == "ok"
 
@@ -101,8 +135,9 @@ def test_the_build_of_torch_does_not_matter(server: Server) -> None:
 @pytest.mark.parametrize("body", ["<html>", "[]", "{}", '{"packages": {}}'])
 def test_an_environment_that_says_nothing_is_a_warning(server: Server, body: str) -> None:
     server.answers["/env"] = (200, body)
-    check = by_name(host_checks(server.url))["host packages"]
-    assert check.status == "warning" and "operator" in check.todo
+    found = host_checks(server.url)[-1]
+    assert found.name in ("host packages", "host versions")
+    assert found.status == "warning" and "operator" in found.todo
 
 
 def test_a_server_without_workers_fails(server: Server) -> None:

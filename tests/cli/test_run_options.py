@@ -23,8 +23,8 @@ from patchkit.results.scores import Scores
 from patchkit.runtime import current_execution
 
 SHARED = (
-    "dtype device_map attn_implementation backend num_processes gpus_per_replica max_batch_tokens max_failures "
-    "seed resume quiet"
+    "dtype device_map attn_implementation backend num_processes gpus_per_replica host remote_concurrency job_timeout "
+    "patience max_batch_tokens max_failures seed resume quiet"
 ).split()
 RUNS = ("patch", "attribute", "mask", "edges", "paths", "evaluate", "study", "demo")
 
@@ -79,7 +79,22 @@ def test_a_command_gets_its_own_options_and_the_shared_ones_as_one() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--backend cluster", "--backend cluster: expected one of: local, accelerate"),
+        ("--backend cluster", "--backend cluster: expected one of: local, accelerate, ndif"),
+        ("--host http://127.0.0.1:1", "--host http://127.0.0.1:1 belongs to --backend ndif; give both"),
+        ("--backend accelerate --remote-concurrency 3", "--remote-concurrency 3 belongs to --backend ndif"),
+        ("--job-timeout 5", "--job-timeout 5.0 belongs to --backend ndif; give both"),
+        ("--patience 5", "--patience 5.0 belongs to --backend ndif; give both"),
+        ("--backend ndif --device-map cpu", "--device-map cpu: a hosted model stays"),
+        ("--backend ndif --num-processes 2", "with --backend ndif give --remote-concurrency"),
+        ("--backend ndif --gpus-per-replica 2", "belongs to --backend accelerate, found --backend ndif"),
+        ("--backend ndif --remote-concurrency 0", "--remote-concurrency 0: expected at least 1"),
+        ("--backend ndif --job-timeout 0", "--job-timeout 0: expected a number of seconds above 0"),
+        ("--backend ndif --patience -1", "--patience -1: expected a number of seconds of at least 0"),
+        ("--backend ndif --host 127.0.0.1:8001", "--host 127.0.0.1:8001: expected a URL such as"),
+        (
+            "--backend ndif --host http://me:secret@127.0.0.1",
+            "--host http://127.0.0.1: found a user, password",
+        ),
         ("--num-processes 2", "--num-processes 2 belongs to --backend accelerate"),
         ("--backend local --num-processes 2", "belongs to --backend accelerate"),
         ("--gpus-per-replica 2", "--gpus-per-replica 2 belongs to --backend accelerate"),
@@ -122,7 +137,7 @@ def test_what_fits_is_let_through(processes: int, each: int | None, gpus: int) -
     options.check(in_group=False, gpus=gpus)
 
 
-@pytest.mark.parametrize("given", [{"backend": "local"}, {"num_processes": 2}])
+@pytest.mark.parametrize("given", [{"backend": "local"}, {"backend": "ndif"}, {"num_processes": 2}])
 def test_one_of_several_processes_starts_no_others_and_is_not_alone(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="one of several that were started together"):
         RunOptions(**given).check(in_group=True, gpus=0)

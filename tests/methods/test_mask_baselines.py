@@ -13,7 +13,8 @@ import torch
 
 from patchkit.data import Batch, Triple, positions
 from patchkit.methods import MaskOptions, Schedule, learn_mask
-from patchkit.methods._mask_evaluate import evaluate_mask, moved_by, random_sets
+from patchkit.methods._mask_baselines import Scorer
+from patchkit.methods._mask_evaluate import evaluate_mask, random_sets
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_prepare import masked_logits
 from patchkit.methods._mask_prepared import prepare
@@ -74,8 +75,9 @@ def test_all_components_at_the_last_token_give_the_alternate_and_none_the_origin
     expected = {"hit": 1.0, "any": float((original.argmax(-1) == targets).double().mean())}
     assert evaluate_mask(mixed, none) == pytest.approx(expected)
     moved = float((original.argmax(-1) != alternate.argmax(-1)).double().mean())
-    assert moved_by(mixed, every) == pytest.approx({"hit": moved, "any": moved})
-    assert moved_by(mixed, none) == {"hit": 0.0, "any": 0.0}
+    scorer = Scorer(layout, mixed, (), 1, lambda stage, done, total: None)
+    assert scorer.moved(range(layout.size)) == pytest.approx({"hit": moved, "any": moved})
+    assert scorer.moved([]) == {"hit": 0.0, "any": 0.0}
 
 
 def test_a_mask_at_another_position_moves_that_position_only() -> None:

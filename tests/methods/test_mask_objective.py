@@ -16,7 +16,8 @@ from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_objective import DirectMask, HardConcreteMask, row_losses
 from patchkit.methods._mask_prepare import Chunk
 from patchkit.methods._mask_prepared import prepare
-from patchkit.methods._mask_train import Schedule, train_path
+from patchkit.methods._mask_schedule import Schedule
+from patchkit.methods._mask_train import train_path
 from tests.comparisons import pair
 from tests.methods.mask_cases import chunks, handmade_triples
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pytest
 import torch
 
 from patchkit.data import Triple
-from patchkit.methods import MaskOptions, Objective, Schedule, _mask_evaluate, desiderata_mask, learn_mask
-from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, prune, random_sets, rounded
+from patchkit.methods import MaskOptions, Objective, Schedule, _mask_prune, desiderata_mask, learn_mask
+from patchkit.methods._mask_evaluate import evaluate_mask, jaccard, joint_score, random_sets, rounded
 from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_path import PathPoint, PathResult
 from patchkit.methods._mask_prepared import Prepared, Tally, pool, prepare
-from patchkit.methods._mask_train import PathPoint, PathResult
+from patchkit.methods._mask_prune import prune
 from tests.comparisons import pair
 from tests.methods.planted import EVERY_SET, FAMILY, KINDS, planted, score_table
 
@@ -87,7 +88,13 @@ def synthetic(
         asked.append({int(i) for i in (keep < 0.5).nonzero()})
         return dict(scores(asked[-1]))
 
-    monkeypatch.setattr(_mask_evaluate, "evaluate_mask", evaluate)
+    def several(
+        layout: Layout, prepared: object, sets: Iterable[Sequence[int]]
+    ) -> Iterator[dict[str, float]]:
+        return (evaluate(prepared, layout.keep_all_but(patched)) for patched in sets)
+
+    monkeypatch.setattr(_mask_prune, "evaluate_mask", evaluate)
+    monkeypatch.setattr(_mask_prune, "evaluate_sets", several)
     monkeypatch.setattr(desiderata_mask, "evaluate_mask", evaluate)
     return asked
 

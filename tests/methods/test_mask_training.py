@@ -10,8 +10,9 @@ import torch
 from patchkit.data import group
 from patchkit.methods import Objective, Schedule
 from patchkit.methods._mask_layout import Layout
+from patchkit.methods._mask_path import triple_weights
 from patchkit.methods._mask_prepared import prepare
-from patchkit.methods._mask_train import _weights, train_path
+from patchkit.methods._mask_train import train_path
 from tests.comparisons import pair
 from tests.families import FAMILIES, WITHOUT_NEURONS
 from tests.methods import plain_mask
@@ -140,7 +141,7 @@ def test_seeds_weigh_triples_and_every_desideratum_counts_the_same() -> None:
     prepared = prepare(model, layout, triples, max_batch_tokens=20)
     assert len(prepared.sessions[0].batches) > 2
     for seed in (None, 1, 2):
-        weights = _weights(prepared, None if seed is None else torch.Generator().manual_seed(seed))
+        weights = triple_weights(prepared, None if seed is None else torch.Generator().manual_seed(seed))
         torch.testing.assert_close(weights[:6].sum(), torch.tensor(1.0))
         torch.testing.assert_close(weights[6:].sum(), torch.tensor(1.0))
         even = torch.tensor([1 / 6] * 6 + [1 / 2] * 2)

@@ -126,7 +126,8 @@ def test_a_job_over_its_time_limit_is_halved(
     expected = patch_nodes(here, few, options)
     assert execution.hosts[server.url].traffic.jobs > 1
     gap = (found.effects - expected.effects).nan_to_num().abs().max()
-    assert gap <= 1e-6 * expected.effects.nan_to_num().abs().max()
+    # Other batches round otherwise: an effect is the difference of two metrics of this size.
+    assert gap <= 1e-6 * expected.base_metric.abs().max()
 
 
 def test_a_model_that_is_not_deployed(server: Server, tmp_path: Path) -> None:
@@ -163,6 +164,7 @@ def large(model: PatchModel, given: torch.Tensor) -> dict[str, Any]:
 
 
 def test_payloads_and_results_above_the_inline_limit(server: Server) -> None:
+    nnsight.register("tests")
     there = load_hosted(NAME, server.url)
     # 20 MB that do not compress; the server's own limit is 8 MiB.
     given = torch.rand(5_000_000, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,17 @@ from patchkit.data import Batch
 from patchkit.model import Dims, PatchModel
 from patchkit.runtime import Cost
 from patchkit.runtime.batch_memory import Shape, batch_bytes, pass_bytes
-from patchkit.runtime.plan import PRICED, SENT_A_TOKEN, Plan, Stage, Steps, make_plan, price, token_flops
+from patchkit.runtime.plan import (
+    PRICED,
+    SENT_A_JOB,
+    SENT_A_TOKEN,
+    Plan,
+    Stage,
+    Steps,
+    make_plan,
+    price,
+    token_flops,
+)
 from patchkit.runtime.plan_memory import Spread, Taken, spread_weights
 from patchkit.runtime.plan_time import Pace, Rate, fit, measure, peak_rate, stage_seconds
 from patchkit.runtime.plan_words import (
@@ -91,7 +101,7 @@ def test_stages_by_hand() -> None:
     # Batches of 10, 20 and 30 tokens, padded to 30, and of 60.
     assert (found.items, found.batches, found.widest) == (12.0, 6.0, 60)
     assert found.forwards == 3 * 2 * 120
-    assert found.sent == 3 * 2 * SENT_A_TOKEN * (90 + 60)
+    assert found.sent == 3 * (2 * SENT_A_JOB + 2 * SENT_A_TOKEN * (90 + 60))
     assert found.back == found.journal == 3 * (4 * 8 + 2 * 100)
     assert found.requests == 6
     assert found.taken.kept == 60 * 6 * 4
@@ -272,7 +282,7 @@ def test_lines_say_what_is_a_rate_and_what_was_given() -> None:
     assert len(known) == 1 and "8 processes" in known[0][1] and "not a measurement" in known[0][1]
     assert len(rate_lines(made, spread, Machine(), 2)) == 2
     labels = dict(plan_lines(MICRO, made, [Stage("run", Forward(), prompts(4))], spread, Machine(memory=1e9)))
-    assert labels["fits"] == "1 GB: 16,384 tokens a batch" and labels["if hosted"].startswith("1 request;")
+    assert labels["fits"] == "1 GB: 16,384 tokens a batch" and labels["if hosted"].startswith("1 job;")
 
 
 def test_numbers_for_a_person() -> None:
