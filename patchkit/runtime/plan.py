@@ -150,14 +150,17 @@ def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
     """One stage."""
     program, items, steps = with_budget(stage.program, max_batch_tokens), stage.items, stage.steps
     tokens = [program.tokens(item) for item in items]
-    batches = [[items[i] for i in batch] for batch in length_buckets(tokens, max_batch_tokens)]
+    numbers = length_buckets(tokens, max_batch_tokens)
+    batches = [[items[i] for i in batch] for batch in numbers]
+    # Of a sweep there are tens of thousands of items: each is asked once.
+    sizes = [[tokens[i] for i in batch] for batch in numbers]
     chosen = _evenly(batches)
     taken = [batch_taken(program, dims, batch, open_only=steps is not None) for batch in chosen]
     scale = len(batches) / len(chosen)
     forwards = scale * sum(each.forwards for each in taken)
     largest = max(taken, key=lambda each: each.total)
     times = stage.repeats
-    padded = sum(len(batch) * max(program.tokens(item) for item in batch) for batch in batches)
+    padded = sum(len(batch) * max(batch) for batch in sizes)
     back = len(items) * stage.back + len(batches) * stage.back_of_batch
     journal, requests = back, float(len(batches))
     passes = max(2 * requests, forwards / max_batch_tokens)
@@ -174,7 +177,7 @@ def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
         label=stage.label,
         items=len(items) * times,
         batches=len(batches) * times,
-        widest=max(sum(program.tokens(item) for item in batch) for batch in batches),
+        widest=max(map(sum, sizes)),
         forwards=forwards * times,
         taken=largest,
         sent=2 * padded * SENT_A_TOKEN * times,

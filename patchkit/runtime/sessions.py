@@ -41,7 +41,7 @@ class Session:
         label: what is being done, for messages.
 
     Raises:
-        InputError: there are no items, the model has no weights, or it cannot be opened by the other processes of the group.
+        InputError: there are no items, the model has no weights, or the group's other processes cannot open it.
     """
 
     def __init__(

@@ -51,7 +51,9 @@ def test_every_weight_has_a_part_in_it(plain: Path) -> None:
 
 def test_one_head_of_a_large_weight_has_a_part_in_it() -> None:
     """Its columns are a small part of every row."""
-    config = LlamaConfig(hidden_size=512, intermediate_size=64, num_hidden_layers=1, vocab_size=8, pad_token_id=0)
+    config = LlamaConfig(
+        hidden_size=512, intermediate_size=64, num_hidden_layers=1, vocab_size=8, pad_token_id=0
+    )
     model = load(LlamaForCausalLM(config).eval())
     keys = {model.content_key()}
     for head in range(32):
