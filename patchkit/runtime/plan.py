@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchkit.model import Dims
+from patchkit.model.once import once
 from patchkit.runtime.batch_memory import mlp_width
 from patchkit.runtime.batching import length_buckets
 from patchkit.runtime.plan_memory import Taken, batch_taken, with_budget
@@ -57,6 +58,11 @@ class Stage:
     back_of_batch: int = 0
     steps: Steps | None = None
     repeats: float = 1.0
+
+    @once
+    def tokens(self) -> list[int]:
+        """Of every item, as batches are made by. (Of a sweep there are tens of thousands.)"""
+        return [self.program.tokens(item) for item in self.items]
 
 
 @dataclass(frozen=True)
@@ -149,10 +155,9 @@ def make_plan(
 def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
     """One stage."""
     program, items, steps = with_budget(stage.program, max_batch_tokens), stage.items, stage.steps
-    tokens = [program.tokens(item) for item in items]
+    tokens = stage.tokens
     numbers = length_buckets(tokens, max_batch_tokens)
     batches = [[items[i] for i in batch] for batch in numbers]
-    # Of a sweep there are tens of thousands of items: each is asked once.
     sizes = [[tokens[i] for i in batch] for batch in numbers]
     chosen = _evenly(batches)
     taken = [batch_taken(program, dims, batch, open_only=steps is not None) for batch in chosen]

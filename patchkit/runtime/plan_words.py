@@ -141,7 +141,7 @@ def fitting_tokens(peak: Callable[[int], int], stages: Sequence[Stage], room: in
 
 
 def _longest(stage: Stage) -> int:
-    return max(stage.program.tokens(item) for item in stage.items)
+    return max(stage.tokens)
 
 
 def _wire(plan: Plan) -> str:

@@ -16,6 +16,9 @@ from patchkit.methods._mask_train import PathPoint, PathResult
 from tests.comparisons import pair
 from tests.methods.planted import EVERY_SET, FAMILY, KINDS, planted, score_table
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 
 def ready(triples: Sequence[Triple]) -> tuple[Layout, Prepared]:
     model, _ = pair(FAMILY)

@@ -39,6 +39,7 @@ def test_another_training_stage_of_one_architecture_is_another_model(family: str
     assert later.fingerprint() == model.fingerprint() and later.content_key() != model.content_key()
 
 
+@pytest.mark.slow
 def test_every_weight_has_a_part_in_it(plain: Path) -> None:
     own = load(plain).content_key()
     for name, _ in build("llama-gqa").named_parameters():

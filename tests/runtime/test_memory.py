@@ -321,6 +321,7 @@ print(free >> 20, left >> 20, refused)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not hold a process to these limits")
 @pytest.mark.parametrize(("limit", "used"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
 def test_what_is_free_under_a_real_limit_can_be_taken_and_no_more(limit: str, used: str) -> None:
