@@ -78,7 +78,6 @@ def plan(
             budget=shared.batch_tokens,
             devices=shared.gpus_per_replica or 1,
             loaded=loaded,
-            of_edges=command in ("edges", "paths", "evaluate"),
             hosted=shared.hosted,
         )
 

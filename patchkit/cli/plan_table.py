@@ -26,7 +26,6 @@ def show_plan(
     budget: int,
     devices: int = 1,
     loaded: PatchModel | None = None,
-    of_edges: bool = False,
     hosted: bool = False,
 ) -> Plan:
     """Prices a plan and prints it.
@@ -36,7 +35,6 @@ def show_plan(
         budget: tokens of a batch.
         devices: that each process spreads its model over.
         loaded: the same model with weights, on which two batches of each stage are run for the time.
-        of_edges: say how large the model's graph is.
         hosted: say what goes over the wire, stage by stage, and nothing of time, which is the host's.
     """
     from patchkit.runtime.plan import make_plan
@@ -51,7 +49,6 @@ def show_plan(
     spread = spread_weights(model, devices)
     lines = [
         ("model", model_words(model)),
-        *([("graph", _graph(model))] if of_edges else []),
         *found.facts,
         ("prompts", _prompts(made, found.made_up)),
         ("batches", f"of up to {budget:,} tokens; where memory is short, of half as many, and so on"),
@@ -76,15 +73,6 @@ def show_plan(
     _stages(title, made, {} if seconds is None else {"time": list(map(time_words, seconds))})
     _facts(lines)
     return made
-
-
-def _graph(model: PatchModel) -> str:
-    from patchkit.model import EdgeGraph
-
-    graph = EdgeGraph.of(model.dims)
-    by_query = EdgeGraph.of(model.dims, by_query_head=True).n_edges
-    more = f"; {by_query:,} by query head" if model.dims.group > 1 else ""
-    return f"{graph.n_senders:,} senders, {graph.n_edges:,} edges{more}"
 
 
 def _facts(lines: Sequence[tuple[str, str]]) -> None:

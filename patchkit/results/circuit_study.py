@@ -49,7 +49,9 @@ class CircuitStudy(_Frozen):
     task: str
     pairs: int
     convention: Convention
-    exact_size: int = Field(description="edges asked for at which methods are compared in words and in the table")
+    exact_size: int = Field(
+        description="edges asked for at which methods are compared in words and in the table"
+    )
     methods: list[MethodRow]
     findings: list[str] = Field(default_factory=list)
     command: str = Field(description="the command that makes this again")

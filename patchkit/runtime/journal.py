@@ -11,10 +11,12 @@ A shard's name ends in a digest of its bytes, which is checked beside parquet's 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
 
@@ -144,13 +146,15 @@ class Journal:
     def _opened(self) -> dict[str, list[Path]]:
         if self._index is not None:
             return self._index
-        if self._directory.exists() and not self._directory.is_dir():
-            raise InputError(f"{self._directory}: expected the directory of a journal, found a file")
         index: dict[str, list[Path]] = {}
-        for path in self._directory.glob(".*.parquet.*.tmp"):
+        paths = self._files()
+        for path in paths:
             # Of a writer that was killed.
-            remove(path)
-        for path in sorted(self._directory.glob("*.parquet")):
+            if fnmatch(path.name, ".*.parquet.*.tmp"):
+                remove(path)
+        for path in paths:
+            if path.suffix != ".parquet":
+                continue
             if not (named := _SHARD.fullmatch(path.name)):
                 raise _damaged(path, "its name is not that of a shard")
             self._number = max(self._number, int(named[1]) + 1)
@@ -162,6 +166,22 @@ class Journal:
                 index.setdefault(key, []).append(path)
         self._index, self._written = index, time.monotonic()
         return index
+
+    def _files(self) -> list[Path]:
+        """What lies in the directory, by name. (`Path.glob` finds nothing where it may not look.)"""
+        try:
+            return sorted(self._directory / name for name in os.listdir(self._directory))
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            raise InputError(
+                f"{self._directory}: expected the directory of a journal, found a file"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{self._directory}: the journal could not be read ({error.strerror}). Allow this user to read it, or "
+                "begin again in another directory"
+            ) from error
 
     def _read(self, path: Path) -> list[Batch]:
         if self._last is not None and self._last[0] == path:

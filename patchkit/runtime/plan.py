@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchkit.model import Dims
+from patchkit.model.once import once
 from patchkit.runtime.batch_memory import mlp_width
 from patchkit.runtime.batching import length_buckets
 from patchkit.runtime.plan_memory import Taken, batch_taken, with_budget
@@ -62,6 +63,11 @@ class Stage:
     steps: Steps | None = None
     repeats: float = 1.0
     filled: float = 1.0
+
+    @once
+    def tokens(self) -> list[int]:
+        """Of every item, as batches are made by. (Of a sweep there are tens of thousands.)"""
+        return [self.program.tokens(item) for item in self.items]
 
 
 @dataclass(frozen=True)
@@ -154,15 +160,17 @@ def make_plan(
 def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
     """One stage."""
     program, items, steps = with_budget(stage.program, max_batch_tokens), stage.items, stage.steps
-    tokens = [program.tokens(item) for item in items]
-    batches = [[items[i] for i in batch] for batch in length_buckets(tokens, max_batch_tokens)]
+    tokens = stage.tokens
+    numbers = length_buckets(tokens, max_batch_tokens)
+    batches = [[items[i] for i in batch] for batch in numbers]
+    sizes = [[tokens[i] for i in batch] for batch in numbers]
     chosen = _evenly(batches)
     taken = [batch_taken(program, dims, batch, open_only=steps is not None) for batch in chosen]
     scale = len(batches) / len(chosen)
     forwards = scale * sum(each.forwards for each in taken)
     largest = max(taken, key=lambda each: each.total)
     times = stage.repeats
-    padded = sum(len(batch) * max(program.tokens(item) for item in batch) for batch in batches)
+    padded = sum(len(batch) * max(batch) for batch in sizes)
     back = len(items) * stage.back + len(batches) * stage.back_of_batch
     journal, requests = back, float(len(batches))
     passes = max(2 * requests, forwards / max_batch_tokens)
@@ -179,7 +187,7 @@ def price(dims: Dims, stage: Stage, max_batch_tokens: int) -> StagePlan:
         label=stage.label,
         items=len(items) * times,
         batches=len(batches) * times,
-        widest=max(sum(program.tokens(item) for item in batch) for batch in batches),
+        widest=max(map(sum, sizes)),
         forwards=forwards * times,
         taken=largest,
         sent=(requests * SENT_A_JOB + 2 * padded * SENT_A_TOKEN) * times,

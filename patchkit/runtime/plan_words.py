@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from patchkit.model import Dims, PatchModel
 from patchkit.runtime.batching import MAX_BATCH_TOKENS
@@ -106,8 +107,9 @@ def _fits(dims: Dims, stages: Sequence[Stage], spread: Spread, machine: Machine)
     """For devices of some sizes, the largest --max-batch-tokens that leaves room."""
     cards = CARDS if machine.memory is None else (machine.memory / 1e9,)
     found: list[str] = []
+    peak = peaks(dims, stages, spread)
     for card in cards:
-        budget = fitting_tokens(dims, stages, spread, USABLE * card * 1e9)
+        budget = fitting_tokens(peak, stages, USABLE * card * 1e9)
         said = "no" if budget is None else f"{budget:,} tokens a batch"
         found.append(f"{card:,.0f} GB: {said}")
         if budget == MAX_BATCH_TOKENS and card != cards[-1]:
@@ -116,12 +118,22 @@ def _fits(dims: Dims, stages: Sequence[Stage], spread: Spread, machine: Machine)
     return "; ".join(found)
 
 
-def fitting_tokens(dims: Dims, stages: Sequence[Stage], spread: Spread, room: int | float) -> int | None:
+def peaks(dims: Dims, stages: Sequence[Stage], spread: Spread) -> Callable[[int], int]:
+    """Bytes of the fullest device by budget, worked out once each."""
+
+    @cache
+    def peak(budget: int) -> int:
+        return max(spread.peak(price(dims, stage, budget).taken) for stage in stages)
+
+    return peak
+
+
+def fitting_tokens(peak: Callable[[int], int], stages: Sequence[Stage], room: int | float) -> int | None:
     """The largest budget, the default or a half of it and so on, of which every stage fits into a device of so many
     bytes; None where not even single items do."""
     budget, longest = MAX_BATCH_TOKENS, max(_longest(stage) for stage in stages)
     while True:
-        if all(spread.peak(price(dims, stage, budget).taken) <= room for stage in stages):
+        if peak(budget) <= room:
             return budget
         if budget <= min(longest, 64):
             return None
@@ -129,7 +141,7 @@ def fitting_tokens(dims: Dims, stages: Sequence[Stage], spread: Spread, room: in
 
 
 def _longest(stage: Stage) -> int:
-    return max(stage.program.tokens(item) for item in stage.items)
+    return max(stage.tokens)
 
 
 def _wire(plan: Plan) -> str:

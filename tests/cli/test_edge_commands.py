@@ -171,6 +171,7 @@ def test_bad_input_is_one_message(
     assert not (files / "bad").exists(), "bad input leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_weights(tmp_path: Path) -> None:
     """LLaMA-13B's shape: a config is all there is."""
     config = LlamaConfig(
@@ -191,6 +192,7 @@ def test_a_plan_needs_no_weights(tmp_path: Path) -> None:
     assert run("plan", "edges", "--model", tmp_path, "--method", "acdc").exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_study_of_circuits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def small(seed: int) -> CircuitStudyOptions:
         return CircuitStudyOptions(pairs=2, test_pairs=3, sizes=(20, 60), tau=0.05, seed=seed)

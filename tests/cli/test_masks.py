@@ -20,6 +20,9 @@ from patchkit.errors import InputError
 from patchkit.results.manifest import read_manifest
 from patchkit.results.mask import MaskResult
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 FAST = [
     "--n", "12", "--mask-seeds", "1", "--no-own-masks", "--random-sets", "3",
     "--steps", "20", "--lambdas", "0.02", "--quiet",

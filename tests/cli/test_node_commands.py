@@ -280,6 +280,7 @@ def refused(result: Result, words: str, out: Path) -> None:
     assert result.stdout == "" and not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["patch", "attribute"])
 def test_bad_input_is_one_line_and_status_2(here: Path, tmp_path: Path, command: str) -> None:
     out = tmp_path / "out"

@@ -13,6 +13,9 @@ from patchkit.results.recall import RecallStudy
 from patchkit.studies import RecallOptions
 from patchkit.studies._recall_settings import SearchOptions
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])

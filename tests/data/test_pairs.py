@@ -130,7 +130,9 @@ def test_files_that_are_not_files_of_pairs(tmp_path):
         read_pairs(tmp_path / "absent.jsonl", None, 7)
     with pytest.raises(InputError, match="found a directory"):
         read_pairs(tmp_path, None, 7)
-    with pytest.raises(InputError, match="empty.jsonl: expected a file of prompt pairs .* found an empty file"):
+    with pytest.raises(
+        InputError, match="empty.jsonl: expected a file of prompt pairs .* found an empty file"
+    ):
         read_pairs(lines(tmp_path / "empty.jsonl", "", "  "), None, 7)
     with pytest.raises(InputError, match="has no rows"):
         read_pairs(Dataset.from_list([IDS]).select([]), None, 7)

@@ -20,6 +20,9 @@ from patchkit.model import EdgeGraph, PatchModel
 from patchkit.zoo.load import load
 from tests.memory import LiveBytes
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 LENGTH = 48
 
 

@@ -16,6 +16,9 @@ from patchkit.results.mask import MaskResult
 from tests.comparisons import pair
 from tests.methods.mask_cases import random_triples
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 FAMILY = "gpt2"
 PLAN = Schedule(lambdas=(0.002, 0.01), steps=4, steps_after=3, lr=0.2, patience=0, check_every=2)
 

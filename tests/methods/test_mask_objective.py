@@ -152,6 +152,7 @@ def test_seeds_draw_different_gates_and_one_seed_the_same() -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_the_sparsity_target_is_reached() -> None:
     """Half the heads' worth of gates would do no harm on this problem; one in eight is asked for."""
     from patchkit.zoo.load import load

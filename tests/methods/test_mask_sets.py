@@ -17,6 +17,9 @@ from patchkit.methods._mask_prune import prune
 from tests.comparisons import pair
 from tests.methods.planted import EVERY_SET, FAMILY, KINDS, planted, score_table
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 
 def ready(triples: Sequence[Triple]) -> tuple[Layout, Prepared]:
     model, _ = pair(FAMILY)

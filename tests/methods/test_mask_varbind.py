@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from patchkit.data import Triple, from_dataset
 from patchkit.methods import MaskOptions, Schedule, learn_mask
 from patchkit.tasks import variable_binding as task
 from patchkit.tasks.building import Split
 from patchkit.zoo.load import load
+
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
 
 
 def draw(tokenizer: object, split: Split, n: int) -> Sequence[Triple]:

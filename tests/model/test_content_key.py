@@ -39,6 +39,7 @@ def test_another_training_stage_of_one_architecture_is_another_model(family: str
     assert later.fingerprint() == model.fingerprint() and later.content_key() != model.content_key()
 
 
+@pytest.mark.slow
 def test_every_weight_has_a_part_in_it(plain: Path) -> None:
     own = load(plain).content_key()
     for name, _ in build("llama-gqa").named_parameters():
@@ -51,7 +52,9 @@ def test_every_weight_has_a_part_in_it(plain: Path) -> None:
 
 def test_one_head_of_a_large_weight_has_a_part_in_it() -> None:
     """Its columns are a small part of every row."""
-    config = LlamaConfig(hidden_size=512, intermediate_size=64, num_hidden_layers=1, vocab_size=8, pad_token_id=0)
+    config = LlamaConfig(
+        hidden_size=512, intermediate_size=64, num_hidden_layers=1, vocab_size=8, pad_token_id=0
+    )
     model = load(LlamaForCausalLM(config).eval())
     keys = {model.content_key()}
     for head in range(32):

@@ -281,6 +281,7 @@ def test_manifest_state_and_versions(make: Any) -> None:
     assert "The run" not in Page(mask_page(make.result(), None, make.manifest(status="running"))).text
 
 
+@pytest.mark.slow
 def test_written_files_and_determinism(make: Any, tmp_path: Path) -> None:
     make.result().save(tmp_path)
     make.study().save(tmp_path)

@@ -34,6 +34,7 @@ from patchkit.runtime.plan_words import (
     count_words,
     fitting_tokens,
     flop_words,
+    peaks,
     plan_lines,
     rate_lines,
     time_words,
@@ -188,9 +189,10 @@ def test_what_fits_is_found_by_halving() -> None:
     spread = Spread((1000,))
     whole = spread.peak(price(MICRO, stage, 16384).taken)
     half = spread.peak(price(MICRO, stage, 8192).taken)
-    assert fitting_tokens(MICRO, [stage], spread, float(whole)) == 16384
-    assert fitting_tokens(MICRO, [stage], spread, float(half)) == 8192
-    assert fitting_tokens(MICRO, [stage], spread, 1001.0) is None
+    peak = peaks(MICRO, [stage], spread)
+    assert fitting_tokens(peak, [stage], float(whole)) == 16384
+    assert fitting_tokens(peak, [stage], float(half)) == 8192
+    assert fitting_tokens(peak, [stage], 1001.0) is None
 
 
 def test_fixed_and_each_from_two_batches() -> None:

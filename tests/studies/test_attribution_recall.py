@@ -22,6 +22,9 @@ from patchkit.studies._recall_material import random_text_pairs, task_of, task_p
 from patchkit.studies._recall_settings import SearchOptions
 from patchkit.studies.attribution_recall import MODELS, RecallOptions, findings, run_recall
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 OPTIONS = RecallOptions(
     pairs=2,
     distribution=3,

@@ -23,6 +23,9 @@ from patchkit.studies.binding_hypotheses import (
     run_scrubbing,
 )
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> PatchModel:

@@ -28,6 +28,9 @@ from patchkit.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, Sentence
 from tests.studies import ioi_handmade
 from tests.toy_tokenizers import byte_pairs
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 TINY = IoiOptions(
     pairs=6,
     sequences=8,

@@ -26,6 +26,9 @@ from patchkit.studies.published import (
 from patchkit.studies.variable_binding import TRAINED, make_triples
 from patchkit.tasks.language import FORMS
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -32,6 +32,9 @@ from tests.comparisons import PROMPTS, agree, metric, shuffled_sites
 from tests.families import FAMILIES, build
 from tests.toy_tokenizers import words
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 KINDS = ("q_proj", "q", "k", "z", "resid_mid", "neuron", "resid_post")
 _HOOKS = [name for name in vars(nn.Module()) if "hooks" in name]
 

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from patchkit.tasks import language
 from patchkit.zoo.cards import read_card
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 
