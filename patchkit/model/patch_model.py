@@ -90,6 +90,7 @@ class PatchModel(Weights):
         self._forwards = forwards or {}
         self._content_key: str | None = None
         self.opening: dict[str, Any] | None = None
+
     def __repr__(self) -> str:
         d = self.dims
         sizes = f"{d.n_layers} layers x {d.n_heads} heads, d_model {d.d_model}"

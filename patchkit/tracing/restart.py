@@ -294,7 +294,9 @@ class _Rows:
 def _inputs(model: PatchModel, base: BaseRun, pairs: Int[Tensor, " rows"], start: int) -> dict[str, Any]:
     inputs = forward_inputs(model, base.batch.take(pairs))
     if start and not base.keys:
-        raise InputError(f"{model.name}: keys cannot be read in this host's sandbox; runs start at the first token there")
+        raise InputError(
+            f"{model.name}: keys cannot be read in this host's sandbox; runs start at the first token there"
+        )
     before = start + base.keys[0].shape[2] - base.batch.width if base.keys else 0
     if before:
         inputs["input_ids"] = inputs["input_ids"][:, start:]

@@ -173,11 +173,17 @@ def test_an_item_that_is_too_large_alone_fails_and_the_rest_goes_on(tmp_path: Pa
 
 def test_an_error_there_names_the_items_and_is_one_line(tmp_path: Path) -> None:
     said = "Traceback (most recent call last):\n  File x\nValueError: no such site"
-    with pytest.raises(RunError, match=r"failed on http://127.0.0.1:9, with .*: ValueError: no such site") as caught:
+    with pytest.raises(
+        RunError, match=r"failed on http://127.0.0.1:9, with .*: ValueError: no such site"
+    ) as caught:
         run(FakeHost(URL, goes=lambda items, attempt: Answer("ERROR", error=said)), ITEMS)
     assert "Traceback" not in str(caught.value)
     with pytest.raises(RunError):
-        run(FakeHost(URL, goes=lambda items, attempt: Answer("ERROR", error=said)), ITEMS, journal=Journal(tmp_path))
+        run(
+            FakeHost(URL, goes=lambda items, attempt: Answer("ERROR", error=said)),
+            ITEMS,
+            journal=Journal(tmp_path),
+        )
     # A job that failed is not taken up again.
     run(FakeHost(URL), ITEMS, journal=Journal(tmp_path))
 
@@ -253,7 +259,9 @@ def test_gradients_are_refused_where_there_are_none() -> None:
     hosted.check_gradients(model, None, Doubled())
 
 
-def test_a_host_that_is_not_there_is_tried_for_as_long_as_patience_lasts(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_that_is_not_there_is_tried_for_as_long_as_patience_lasts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     host = Host(URL, patience=1.2)
     with caplog.at_level(logging.WARNING, "patchkit.host"):
         with pytest.raises(RunError, match=r"http://127.0.0.1:9 could not be reached for .*--resume"):
