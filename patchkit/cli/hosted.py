@@ -31,6 +31,7 @@ def check_hosted(shared: RunOptions) -> None:
         ("--host", shared.host),
         ("--remote-concurrency", shared.remote_concurrency),
         ("--job-timeout", shared.job_timeout),
+        ("--job-seconds", shared.job_seconds),
         ("--patience", shared.patience),
     )
     if not shared.hosted:
@@ -51,6 +52,8 @@ def check_hosted(shared: RunOptions) -> None:
         raise InputError(f"--remote-concurrency {shared.remote_concurrency}: expected at least 1")
     if shared.job_timeout is not None and not shared.job_timeout > 0:
         raise InputError(f"--job-timeout {shared.job_timeout:g}: expected a number of seconds above 0")
+    if shared.job_seconds is not None and not shared.job_seconds > 0:
+        raise InputError(f"--job-seconds {shared.job_seconds:g}: expected a number of seconds above 0")
     if shared.patience is not None and not shared.patience >= 0:
         raise InputError(f"--patience {shared.patience:g}: expected a number of seconds of at least 0")
     if shared.host is not None:

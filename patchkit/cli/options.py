@@ -127,6 +127,14 @@ RemoteConcurrency = Annotated[
         "--remote-concurrency", help="Jobs under way at a time; default: 2.", rich_help_panel=_HOSTED
     ),
 ]
+JobSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--job-seconds",
+        help="Seconds that one job of a long loop, such as a mask's training, may take; default: 300.",
+        rich_help_panel=_HOSTED,
+    ),
+]
 JobTimeout = Annotated[
     float | None,
     typer.Option(

@@ -31,6 +31,7 @@ from patchkit.cli.options import (
     Dtype,
     GpusPerReplica,
     Host,
+    JobSeconds,
     JobTimeout,
     MaxBatchTokens,
     MaxFailures,
@@ -59,6 +60,7 @@ _SHARED: tuple[tuple[str, Any, Any], ...] = (
     ("host", Host, None),
     ("remote_concurrency", RemoteConcurrency, None),
     ("job_timeout", JobTimeout, None),
+    ("job_seconds", JobSeconds, None),
     ("patience", Patience, None),
     ("max_batch_tokens", MaxBatchTokens, "auto"),
     ("max_failures", MaxFailures, None),
@@ -81,6 +83,7 @@ class RunOptions:
     host: str | None = None
     remote_concurrency: int | None = None
     job_timeout: float | None = None
+    job_seconds: float | None = None
     patience: float | None = None
     max_batch_tokens: str = "auto"
     max_failures: int | None = None
@@ -153,7 +156,8 @@ class RunOptions:
         """How Programs run that the command runs."""
         from patchkit.runtime import Execution
 
-        given = {name: getattr(self, name) for name in ("remote_concurrency", "job_timeout", "patience")}
+        names = ("remote_concurrency", "job_timeout", "job_seconds", "patience")
+        given = {name: getattr(self, name) for name in names}
         return Execution(
             max_failures=self.max_failures,
             fit_memory=self.max_batch_tokens == "auto",

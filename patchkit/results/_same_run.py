@@ -12,7 +12,7 @@ from patchkit.results._manifest_fields import Manifest, ModelRef
 #: Options that change where or how loudly a run goes on, never its numbers.
 PLACE_OPTIONS = frozenset(
     {"out", "resume", "quiet", "backend", "num_processes", "gpus_per_replica", "max_failures"}
-    | {"host", "remote_concurrency", "job_timeout", "patience"}
+    | {"host", "remote_concurrency", "job_timeout", "job_seconds", "patience"}
 )
 # What a resumed run may differ in beside those. Batches of another size, and devices that the model is spread over
 # otherwise, give the same numbers but for rounding, and may be why a run is resumed, on another machine perhaps. The
