@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from patchkit.data import read_desiderata, read_pairs
 from patchkit.methods._mask_checkpoint import Checkpoint
-from patchkit.methods._mask_train import PathPoint, PathResult
+from patchkit.methods._mask_path import PathPoint, PathResult
 from patchkit.model import Dims, EdgeGraph, NodeGrid, open_model
 from patchkit.results._circuit_files import CircuitHeader, GraphSizes
 from patchkit.results.circuit import Circuit

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from tests.fuzz.specimens import SPECIMENS, Specimen
 from tests.fuzz.trial import Bench
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 CASES = [(specimen, file) for specimen in SPECIMENS for file in specimen.files]
 #: A digest of the whole file is kept.
 DIGESTED = ("journal",)

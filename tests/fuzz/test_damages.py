@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from tests.fuzz import test_commands, test_lines, test_models, test_permissions, test_values
 from tests.fuzz.damages import BINARY, DOCUMENTS, FIELDS, PLACES, SAFETENSORS, TEXT
+
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
 
 OF_FILES = [damage for kind in (PLACES, BINARY, TEXT, DOCUMENTS, SAFETENSORS) for damage in kind]
 NAMES = [

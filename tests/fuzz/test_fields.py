@@ -13,6 +13,9 @@ from tests.fuzz.damages import MISSING, UNKNOWN, WRONG, at, kind_of, places, rem
 from tests.fuzz.specimens import SPECIMENS, Specimen
 from tests.fuzz.trial import Bench
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 CASES = [(s, file) for s in SPECIMENS for file in s.files if file.endswith((".json", ".jsonl"))]
 #: Fields that may hold anything: metadata of pairs, options of commands.
 FREE = {

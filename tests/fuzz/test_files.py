@@ -10,6 +10,9 @@ from tests.fuzz.damages import BINARY, DOCUMENTS, PLACES, SAFETENSORS, TEXT, Dam
 from tests.fuzz.specimens import SPECIMENS, Specimen
 from tests.fuzz.trial import Bench
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 CASES = [(specimen, file) for specimen in SPECIMENS for file in specimen.files]
 #: Damage that these formats cannot show, and why.
 UNSEEN = {

@@ -15,6 +15,9 @@ from patchkit.errors import InputError
 from tests.fuzz.specimens import CSV, IDS, TEXT, TOY, TRIPLE_IDS, TRIPLE_TEXT, VOCABULARY
 from tests.fuzz.trial import unfit
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 #: kind of damage -> what a line of pairs in ids has in place of sound values.
 IN_IDS: dict[str, dict[str, Any]] = {
     "an id below zero": {"clean_ids": [1, -3, 7, 8]},

@@ -17,6 +17,9 @@ from patchkit.results.manifest import open_run_dir
 from tests.fuzz.specimens import CIRCUIT, EDGES, EVALUATION, JOURNAL, MASK, MIB, MODEL, SPECIMENS, Specimen
 from tests.fuzz.trial import unfit
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 NAMES = ("a file that may not be read", "a directory that may not be entered")
 #: Nothing is found in a journal's directory that may not be looked into, and writing into it fails then.

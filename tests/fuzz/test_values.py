@@ -22,6 +22,9 @@ from safetensors import safe_open
 from tests.fuzz.specimens import CHECKPOINT, CIRCUIT_MASK, EDGES, GRAPH_PT, MASK, SCORES, Specimen
 from tests.fuzz.trial import Bench
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 NAN, INF = float("nan"), float("inf")
 Damages = dict[str, Callable[[Path], object]]
 

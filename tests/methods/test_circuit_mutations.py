@@ -30,6 +30,9 @@ from tests.circuit_oracle import check_circuits, graphs_of, random_circuits
 from tests.comparisons import pair
 from tests.node_oracle import LONG, SHORT
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 PAIRS = [LONG, SHORT]
 FAMILY, POST_NORMS = "llama-gqa", "gemma2-post-norms-softcap"
 FAMILIES = (FAMILY, POST_NORMS, "gpt2", "neox-parallel", "olmo2", "qwen2-biases")

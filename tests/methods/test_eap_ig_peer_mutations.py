@@ -24,6 +24,9 @@ from tests.methods.peer_checks import (
     opened,
 )
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 FAMILY = "llama-gqa"
 
 

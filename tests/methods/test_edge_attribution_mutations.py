@@ -20,6 +20,9 @@ from tests.comparisons import pair
 from tests.edge_gradient_oracle import check_by_query, check_edges
 from tests.node_oracle import LONG, SHORT
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 PAIRS = [LONG, SHORT]
 
 

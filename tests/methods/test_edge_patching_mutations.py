@@ -22,6 +22,9 @@ from tests.comparisons import pair
 from tests.edge_oracle import check_edges, check_paths
 from tests.node_oracle import LONG, MIDDLE, SHORT
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 GQA, GEMMA, GPT2, PARALLEL, OLMO = (
     "llama-gqa",
     "gemma2-post-norms-softcap",

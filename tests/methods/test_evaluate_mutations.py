@@ -35,6 +35,9 @@ from tests.methods.standing_in import GRAPH
 from tests.node_oracle import SHORT
 from tests.repair_oracle import check_repair
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 #: The room; its name is also its function's.
 evaluate = import_module("patchkit.methods.evaluate")
 GROUP = ["a0.h1", "a1.h0", "a1.h2", "m1"]

@@ -16,6 +16,9 @@ from patchkit.zoo import handmade
 from patchkit.zoo.load import load
 from tests.methods.mask_cases import handmade_triples
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 QUICK = Schedule(lambdas=(0.01, 0.1), steps=40, steps_after=20, lr=0.05)
 
 

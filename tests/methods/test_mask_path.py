@@ -19,6 +19,9 @@ from patchkit.methods._mask_train import train_path
 from tests.comparisons import pair
 from tests.methods.mask_cases import random_triples
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 State = dict[str, Any]
 #: Steps in pieces of three end in the middle of a lambda, at its end, and between two looks at the rounded set.
 SHORT = Schedule(lambdas=(0.01, 0.03), steps=5, steps_after=4, lr=0.15, check_every=2, patience=0)

@@ -29,6 +29,9 @@ from tests.attribution_oracle import STREAM, check_estimates
 from tests.comparisons import pair
 from tests.node_oracle import LONG, MIDDLE, SHORT, check_sets, check_sweep
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 PAIRS = [LONG, SHORT]
 KINDS = ("resid_pre", "k", "z", "mlp_out")
 FAMILY = "llama-gqa"

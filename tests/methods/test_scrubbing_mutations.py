@@ -25,6 +25,9 @@ from tests.comparisons import pair
 from tests.methods.test_causal_scrubbing import check_draws, check_fresh
 from tests.scrub_oracle import check_scrubbing, mixed, prompts
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 FAMILY = "gpt2"
 POSTS, PARALLEL, GROUPED = "gemma2-post-norms-softcap", "neox-parallel", "llama-gqa"
 

@@ -40,6 +40,9 @@ from tests.results import (
     test_stability,
 )
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 
 def refused(check: Callable[..., Any], *args: Any) -> None:
     """The check passes without the mistake (the tests beside this one say so) and not with it."""

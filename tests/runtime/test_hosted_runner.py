@@ -96,6 +96,8 @@ class FakeHost(Host):
         self.looks += 1
         if self.looks <= self.slow:
             return Answer("RUNNING")
+        if job not in self.jobs:
+            return None
         (step, items), attempt = self.jobs[job]
         said = self.goes(items, attempt)
         if said == "unknown":

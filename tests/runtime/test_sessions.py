@@ -17,7 +17,7 @@ from patchkit.runtime import (
     Session,
 )
 from patchkit.runtime.queue import Part
-from patchkit.runtime.sessions import _Gathered
+from patchkit.runtime.sessions import Gathered
 from tests.comparisons import pair
 
 
@@ -117,7 +117,7 @@ def test_an_opened_batch_that_is_half_done_stays_whole(tmp_path: Path) -> None:
 
 
 def test_a_part_that_comes_twice_counts_once() -> None:
-    gathered = _Gathered(frozenset({"total"}))
+    gathered = Gathered(frozenset({"total"}))
 
     def part(*numbers: int) -> Part:
         values = torch.tensor(numbers)
@@ -133,7 +133,7 @@ def test_a_part_that_comes_twice_counts_once() -> None:
 
 
 def test_of_a_part_of_which_some_was_there_the_rest_is_taken() -> None:
-    gathered = _Gathered(frozenset())
+    gathered = Gathered(frozenset())
     gathered.take_found({1: {"value": torch.tensor(10)}}, [])
     assert gathered.take(Part(0, [0, 1, 2], {"value": torch.tensor([0, 99, 20])})) == [0, 2]
     assert gathered.result()["value"].tolist() == [0, 10, 20]

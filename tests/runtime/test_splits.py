@@ -45,7 +45,7 @@ from patchkit.results.circuit import Circuit
 from patchkit.results.edge_scores import EdgeScores
 from patchkit.results.scores import Scores
 from patchkit.runtime import Journal, Session, run_program
-from patchkit.runtime.sessions import _Gathered
+from patchkit.runtime.sessions import Gathered
 from patchkit.zoo.load import load
 from tests.comparisons import pair as opened
 from tests.scrub_oracle import mixed
@@ -328,12 +328,12 @@ def _as_it_came(self: Any) -> dict[str, Tensor]:
     return self._sums | {name: torch.cat(rows) for name, rows in self._rows.items()}
 
 
-_TAKE = _Gathered.take_found
+_TAKE = Gathered.take_found
 MIXED = Way((4, 0, 3, 1, 2), (Attempt(24, 2), Attempt(60)), None)
 MISTAKES: dict[str, tuple[str, Any, str, Any]] = {
     "positions count padding": ("exact", Batch, "position_ids", property(_unshifted)),
-    "results are in the order of the batches": ("exact", _Gathered, "result", _as_it_came),
-    "the journal's sums count twice": ("eap", _Gathered, "take_found", _twice),
+    "results are in the order of the batches": ("exact", Gathered, "result", _as_it_came),
+    "the journal's sums count twice": ("eap", Gathered, "take_found", _twice),
     "items are known by their places": ("atp", Session, "keys", _places),
 }
 

@@ -13,6 +13,9 @@ from patchkit.studies import _ioi_behaviour as behaviour
 from patchkit.studies import _ioi_repeats as repeats
 from tests.studies import ioi_handmade, test_ioi_heads
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 _TARGETS = behaviour.token_targets
 _THROUGH = behaviour._through
 

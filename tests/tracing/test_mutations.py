@@ -25,6 +25,9 @@ from tests import comparisons
 from tests.blending import check_blends
 from tests.comparisons import check_attention, check_gradients, check_patches, check_reads, pair
 
+#: Beside `make test`, in a lane of its own.
+pytestmark = pytest.mark.slow
+
 # `patchkit.tracing` also has functions of these names.
 CAPTURE, PATCH, MASK = (import_module(f"patchkit.tracing.{name}") for name in ("capture", "patch", "mask"))
 HEADS = ("q_proj", "q", "z")
