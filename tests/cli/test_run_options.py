@@ -24,7 +24,7 @@ from patchkit.runtime import current_execution
 
 SHARED = (
     "dtype device_map attn_implementation backend num_processes gpus_per_replica host remote_concurrency job_timeout "
-    "patience max_batch_tokens max_failures seed resume quiet"
+    "job_seconds patience max_batch_tokens max_failures seed resume quiet"
 ).split()
 RUNS = ("patch", "attribute", "mask", "edges", "paths", "evaluate", "study", "demo")
 
