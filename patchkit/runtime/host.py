@@ -31,6 +31,8 @@ Value = TypeVar("Value")
 
 #: Seconds: to connect, and to read or write a piece of an answer.
 CONNECT_SECONDS, READ_SECONDS = 10.0, 120.0
+#: A job of which nothing is heard for so long, where something should be, is lost.
+LOST_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 #: The server is there but cannot just now.
 _LATER = (408, 425, 429, 500, 502, 503, 504)
@@ -55,6 +57,27 @@ class Answer:
 
 
 @dataclass
+class Watch:
+    """A job that is waited for: when that began, and what was heard of it last, in seconds of the monotonic clock."""
+
+    began: float = field(default_factory=time.monotonic)
+    known: float = field(default_factory=time.monotonic)
+    changed: float = field(default_factory=time.monotonic)
+    status: str = ""
+
+    def lost(self, answer: Answer | None, host: Host) -> bool:
+        """Whether a job that is not over must be taken for lost: its host knows of none, or was away in the meantime and
+        has left its state as it was since. (A queue that is killed leaves the last state of its jobs for ever.)"""
+        now = time.monotonic()
+        if answer is None:
+            return now - self.known > LOST_SECONDS
+        self.known = now
+        if answer.status != self.status:
+            self.status, self.changed = answer.status, now
+        return host.back > self.began and now - max(host.back, self.changed) > LOST_SECONDS
+
+
+@dataclass
 class Traffic:
     """What went over the wire."""
 
@@ -72,6 +95,7 @@ class Host:
         url: where it is.
         patience: seconds for which a lost connection is tried again.
         check: called while waiting; raises to give up.
+        back: when it could be reached again after it could not, of the monotonic clock.
         job_seconds: that a job may take there, as far as its time limit has shown.
     """
 
@@ -79,6 +103,7 @@ class Host:
     patience: float = 600.0
     check: Callable[[], None] | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    back: float = -math.inf
     job_seconds: float = math.inf
 
     def __post_init__(self) -> None:
@@ -161,7 +186,10 @@ class Host:
         began, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             try:
-                return call()
+                value = call()
+                if pause > _FIRST_PAUSE:
+                    self.back = time.monotonic()
+                return value
             except Unreachable as error:
                 waited = time.monotonic() - began
                 if waited + pause > self.patience:

@@ -18,7 +18,7 @@ from patchkit.errors import InputError, RunError
 from patchkit.model import PatchModel
 from patchkit.runtime.execution import Execution, current_execution
 from patchkit.runtime.failures import ItemFailure
-from patchkit.runtime.host import Answer, Host, logger
+from patchkit.runtime.host import Answer, Host, Watch, logger
 from patchkit.runtime.job_notes import JobNotes
 from patchkit.runtime.memory import says_out_of_memory
 from patchkit.runtime.queue import Part
@@ -27,8 +27,6 @@ from patchkit.tracing.jobs import pack_job, run_step, unpack_result
 
 #: Seconds between two looks at the jobs, from the first to the longest.
 FIRST_LOOK, LONGEST_LOOK = 0.05, 2.0
-#: A job of which the host says nothing at all for so long is lost, seconds.
-LOST_SECONDS = 60.0
 #: Times that a job is sent which was lost or cancelled through no fault of its own.
 ATTEMPTS = 3
 
@@ -44,8 +42,7 @@ class Flight:
     batch: int
     piece: list[int]
     attempt: int
-    began: float
-    seen: float
+    watch: Watch
 
 
 @dataclass(eq=False)
@@ -119,8 +116,10 @@ class HostedRunner:
             done = False
             for flight in list(flying):
                 answer = host.look(flight.job)
-                if not self._over(flight, answer, execution):
-                    continue
+                if answer is None or not answer.over:
+                    if not self._lost(flight, answer, host, execution):
+                        continue
+                    answer = None
                 done = True
                 flying.remove(flight)
                 kept = answer is not None and answer.result is not None
@@ -158,22 +157,20 @@ class HostedRunner:
                 notes.add(job, mine)
         else:
             logger.info("job %s: taken up again", job)
-        now = time.monotonic()
-        return Flight(job, asked.batch, asked.piece, asked.attempt, now, now)
+        return Flight(job, asked.batch, asked.piece, asked.attempt, Watch())
 
-    def _over(self, flight: Flight, answer: Answer | None, execution: Execution) -> bool:
-        """Whether a job has ended, well or not, or must be taken for lost."""
-        now = time.monotonic()
-        if answer is not None:
-            flight.seen = now
-            if not answer.over and now - flight.began > execution.job_timeout:
-                raise RunError(
-                    f"job {flight.job} ({self._names(flight.piece)}) is {answer.status} for "
-                    f"{now - flight.began:.0f} s, longer than --job-timeout allows. What is finished is kept, and this "
-                    "job is taken up again with --resume; a smaller --max-batch-tokens makes shorter jobs"
-                )
-            return answer.over
-        return now - flight.seen > LOST_SECONDS
+    def _lost(self, flight: Flight, answer: Answer | None, host: Host, execution: Execution) -> bool:
+        """Whether a job that is not over is lost; RunError where it takes too long."""
+        if flight.watch.lost(answer, host):
+            return True
+        waited = time.monotonic() - flight.watch.began
+        if answer is not None and waited > execution.job_timeout:
+            raise RunError(
+                f"job {flight.job} ({self._names(flight.piece)}) is {answer.status} for {waited:.0f} s, longer than "
+                "--job-timeout allows. What is finished is kept, and this job is taken up again with --resume; a smaller "
+                "--max-batch-tokens makes shorter jobs"
+            )
+        return False
 
     def _landed(
         self, flight: Flight, answer: Answer | None, step: Any, waiting: deque[_Waiting]

@@ -9,12 +9,11 @@ from typing import Any
 from patchkit.errors import RunError
 from patchkit.model import PatchModel
 from patchkit.runtime.execution import Execution, current_execution
-from patchkit.runtime.host import Answer, Host, logger
+from patchkit.runtime.host import Answer, Host, Watch, logger
 from patchkit.runtime.hosted import (
     ATTEMPTS,
     FIRST_LOOK,
     LONGEST_LOOK,
-    LOST_SECONDS,
     host_of,
     in_short,
     is_cancelled,
@@ -98,20 +97,18 @@ def _answers(
 
 def _wait(host: Host, job: str, execution: Execution, about: str) -> Answer | None:
     """How a job ended; None where the host knows nothing of it any more."""
-    began = seen = time.monotonic()
-    pause = FIRST_LOOK
+    watch, pause = Watch(), FIRST_LOOK
     while True:
-        answer, now = host.look(job), time.monotonic()
-        if answer is None and now - seen > LOST_SECONDS:
+        answer = host.look(job)
+        if answer is not None and answer.over:
+            return answer
+        if watch.lost(answer, host):
             return None
-        if answer is not None:
-            seen = now
-            if answer.over:
-                return answer
-            if now - began > execution.job_timeout:
-                raise RunError(
-                    f"{about}: job {job} is {answer.status} for {now - began:.0f} s, longer than --job-timeout allows. "
-                    "What is finished is kept, and this job is taken up again with --resume"
-                )
+        waited = time.monotonic() - watch.began
+        if answer is not None and waited > execution.job_timeout:
+            raise RunError(
+                f"{about}: job {job} is {answer.status} for {waited:.0f} s, longer than --job-timeout allows. What is "
+                "finished is kept, and this job is taken up again with --resume"
+            )
         host.wait(pause)
         pause = min(1.3 * pause, LONGEST_LOOK)

@@ -20,15 +20,10 @@ from patchkit.model import PatchModel, Site
 from patchkit.model.hosted import open_hosted, settle
 from patchkit.model.load import parse_dtype
 from patchkit.runtime.content import content_digest
-from patchkit.runtime.execution import Execution, current_execution
-from patchkit.runtime.host import Host
-from patchkit.runtime.hosted import LOST_SECONDS, host_of, in_short
+from patchkit.runtime.lone_job import run_job
 from patchkit.tracing.capture import capture
 from patchkit.tracing.gradients import LayerGradients, reduce_gradients
-from patchkit.tracing.jobs import pack_job, unpack_result
 from patchkit.tracing.validate import validate
-
-_FIRST_LOOK, _LONGEST_LOOK = 0.05, 2.0
 
 
 def probe(model: PatchModel, *, dtype: str | torch.dtype | None = None) -> None:
@@ -124,35 +119,9 @@ def load_hosted(
 
 
 def run_alone(model: PatchModel, work: Any, *given: Any) -> dict[str, Any]:
-    """Sends one job and waits for it.
-
-    Raises:
-        RunError: it failed; the message is the last line of what the host said.
-    """
+    """Sends one job and waits for it; see `run_job`."""
     assert model.hosted is not None
-    execution = current_execution()
-    host = host_of(model, execution)
-    job = host.send(model.hosted.key, model.hosted.env, pack_job(model, work, *given))
-    return unpack_result(_wait(host, job, execution))
-
-
-def _wait(host: Host, job: str, execution: Execution) -> bytes:
-    pause, waited, unknown = _FIRST_LOOK, 0.0, 0.0
-    while True:
-        answer = host.look(job)
-        if answer is not None and answer.error is not None:
-            raise RunError(f"a job failed on {host.url}: {in_short(answer.error)}")
-        if answer is not None and answer.result is not None:
-            return answer.result
-        unknown = 0.0 if answer is not None else unknown + pause
-        if waited > execution.job_timeout or unknown > LOST_SECONDS:
-            state = "is not known there any more" if answer is None else f"is {answer.status}"
-            raise RunError(
-                f"job {job} on {host.url} {state} after {waited:.0f} s; try again, or ask its operator"
-            )
-        host.wait(pause)
-        waited += pause
-        pause = min(1.3 * pause, _LONGEST_LOOK)
+    return run_job(model, work, *given, about=f"asking {model.hosted.url}")
 
 
 # What runs there.

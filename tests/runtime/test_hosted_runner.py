@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ class FakeHost(Host):
 @pytest.fixture(autouse=True)
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosted, "pack_job", lambda model, work, opener, step, items: (opener, step, items))
-    monkeypatch.setattr(hosted, "LOST_SECONDS", 0.0)
+    monkeypatch.setattr("patchkit.runtime.host.LOST_SECONDS", 0.0)
 
 
 def run(
@@ -201,6 +202,17 @@ def test_a_job_that_is_lost_or_cancelled_is_sent_again(fault: str) -> None:
     assert run(host, ITEMS)["twice"].tolist() == [2.0 * item for item in ITEMS]
     with pytest.raises(RunError, match=r"3 times now.*--resume"):
         run(FakeHost(URL, goes=lambda items, attempt: once(items, 1)), ITEMS)
+
+
+def test_a_job_that_its_host_forgot_while_it_was_away_is_sent_again() -> None:
+    def goes(items: list[int], attempt: int) -> Answer | None:
+        host.back = time.monotonic() if attempt == 1 else host.back
+        # What a queue says of a job that died with it, for ever.
+        return Answer("DISPATCHED") if attempt == 1 else None
+
+    host = FakeHost(URL, goes=goes)
+    assert run(host, ITEMS)["twice"].tolist() == [2.0 * item for item in ITEMS]
+    assert len(host.sent) == 2 * len({tuple(each) for each in host.sent})
 
 
 def test_a_job_that_never_ends_ends_the_run() -> None:
