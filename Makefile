@@ -1,5 +1,5 @@
-# make demo | test | test-slow | test-remote | lint | bench | clean. The first of them makes .venv and installs into it,
-# once; the first test-remote makes .server-venv, for NDIF's server.
+# make demo | test | test-slow | test-remote | test-nightly | lint | bench | clean. The first of them makes .venv and
+# installs into it, once; the first test-remote makes .server-venv, for NDIF's server.
 #
 #   PYTHON=python3.12 make demo        with another Python (3.10 to 3.13)
 #   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" make demo
@@ -24,7 +24,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python
 # Two processes share the work in tests; more threads inside each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-remote lint bench clean
+.PHONY: demo test test-slow test-remote test-nightly lint bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -33,11 +33,15 @@ demo: $(STAMP)
 	@echo "The report is $(CURDIR)/$(DEMO)/report.html"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not remote" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not nightly and not remote" $(PYTEST_ARGS)
 
-# What starts processes, is killed, runs out of memory, or runs every method in every way.
+# What starts processes, is killed, runs out of memory, or is fuzzed or mutated.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "slow and not remote" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
+
+# What takes longest: memory against its estimate, in processes with little of it, and every method in drawn ways.
+test-nightly: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m nightly $(PYTEST_ARGS)
 
 # Against a real NDIF server on loopback. PATCHKIT_TEST_HOST and PATCHKIT_TEST_STATE name one that is up (tests/remote).
 # Without the checks of shapes at every call: functions that are wrapped in them do not travel.

@@ -32,8 +32,8 @@ from patchkit.runtime.plan import Stage
 from patchkit.zoo.load import load
 from tests.memory import LiveBytes
 
-#: Beside `make test`, in a lane of its own.
-pytestmark = pytest.mark.slow
+#: In the lane of what takes longest.
+pytestmark = pytest.mark.nightly
 
 MODELS = ("varbind-llama-gqa", "ioi-gpt2")
 #: (pairs, tokens, whether lengths differ).

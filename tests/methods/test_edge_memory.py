@@ -20,8 +20,8 @@ from patchkit.model import EdgeGraph, PatchModel
 from patchkit.zoo.load import load
 from tests.memory import LiveBytes
 
-#: Beside `make test`, in a lane of its own.
-pytestmark = pytest.mark.slow
+#: In the lane of what takes longest.
+pytestmark = pytest.mark.nightly
 
 LENGTH = 48
 

@@ -35,8 +35,8 @@ from tests.comparisons import agree, pair
 from tests.families import FAMILIES
 from tests.node_oracle import DENSE, LONG, MIDDLE, SHORT, check_sets, check_sweep
 
-#: Beside `make test`, in a lane of its own.
-pytestmark = pytest.mark.slow
+#: In the lane of what takes longest.
+pytestmark = pytest.mark.nightly
 
 #: Longer than the sliding windows.
 PREAMBLE = (7, 30, 11, 22, 5, 9, 17, 28, 33)

@@ -52,8 +52,8 @@ from tests.scrub_oracle import mixed
 from tests.trained_pairs import trained
 from tests.ways import Attempt, Call, Way, check_equal, run_alone, run_in_a_way, ways
 
-#: Beside `make test`, in a lane of its own.
-pytestmark = pytest.mark.slow
+#: In the lane of what takes longest.
+pytestmark = pytest.mark.nightly
 
 FAMILIES = ("llama-gqa", "gpt2", "neox-parallel", "gemma2-post-norms-softcap")
 #: Families whose norms transformers computes in float32 whatever the model's dtype.

@@ -58,8 +58,8 @@ from tests.virtual_devices import (
     virtual_devices,
 )
 
-#: Beside `make test`, in a lane of its own.
-pytestmark = pytest.mark.slow
+#: In the lane of what takes longest.
+pytestmark = pytest.mark.nightly
 
 PAIRS = (LONG, SHORT)
 #: The last one begins as the first does, so that a prefix is shared.
