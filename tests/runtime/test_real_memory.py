@@ -23,7 +23,7 @@ from tests import limited
 from tests.comparisons import agree
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not hold a process to these limits"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
