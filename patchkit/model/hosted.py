@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from patchkit.errors import InputError
 from patchkit.model.architectures import architecture_for
 from patchkit.model.dims import check_paths, read_dims
-from patchkit.model.load import in_short, parse_dtype, placeholder_tokenizer, read_config, read_tokenizer
-from patchkit.model.patch_model import PatchModel
-
-
-@dataclass(frozen=True)
-class Hosted:
-    """Where a model is hosted, and what is known of it there.
-
-    Attributes:
-        url: of the host.
-        key: by which the host knows the model.
-        env: what the host sets up before a job: the attention implementation.
-        facts: what it said of itself; see `patchkit.runtime.probe`.
-    """
-
-    url: str
-    key: str
-    env: dict[str, Any] = field(compare=False)
-    facts: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    @property
-    def gradients(self) -> bool:
-        """Whether jobs there can differentiate."""
-        return bool(self.facts.get("gradients"))
+from patchkit.model.load import in_short, parse_dtype, placeholder_tokenizer, read_source
+from patchkit.model.patch_model import Hosted, PatchModel
 
 
 def open_hosted(
@@ -61,13 +39,7 @@ def open_hosted(
     Raises:
         InputError: there is no such model, or its family is unknown.
     """
-    path = os.path.expanduser(os.fspath(source))
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision is not None:
-        options["revision"] = revision
-    config = read_config(path, options)
-    arch = architecture_for(config)
-    tokenizer = tokenizer or read_tokenizer(path, options)
+    path, options, config, tokenizer = read_source(source, tokenizer, revision, trust_remote_code)
     if Path(path).is_dir():
         path = os.path.abspath(path)
         # nnsight asks the hub for the right spelling of a name; a directory has none.
@@ -82,6 +54,7 @@ def open_hosted(
         raise InputError(f"model '{path}' could not be described for {url}: {in_short(error)}") from error
     module: Any = lm._module
     module.eval().requires_grad_(False)
+    arch = architecture_for(config)
     check_paths(module, arch)
     hosted = Hosted(url, key, lm._remoteable_get_env())
     return PatchModel(

@@ -97,15 +97,8 @@ def open_model(
                 f"{', '.join(unusable)} cannot be applied to a model that exists already; convert it yourself"
             )
         return _from_module(source, name, tokenizer, attn_implementation)
-    path = os.path.expanduser(os.fspath(source))
-    if not path:
-        raise InputError("the model's name is empty; expected an embedded name, a directory or a hub name")
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision is not None:
-        options["revision"] = revision
-    config = read_config(path, options)
+    path, options, config, tokenizer = read_source(source, tokenizer, revision, trust_remote_code)
     arch = architecture_for(config)
-    tokenizer = tokenizer or read_tokenizer(path, options)
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     spread = {} if max_memory is None else {"max_memory": max_memory}
@@ -204,10 +197,30 @@ def move(module: nn.Module, device: str | torch.device) -> nn.Module:
         raise InputError(f"device '{device}' cannot be used: {in_short(error)}") from error
 
 
+def read_source(
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> tuple[str, dict[str, Any], Any, PreTrainedTokenizerBase | None]:
+    """What is read of a model before its weights, wherever these are: its path or hub name, transformers' options for it,
+    its config, of a family that is known, and its tokenizer, unless one was given."""
+    path = os.path.expanduser(os.fspath(source))
+    if not path:
+        raise InputError("the model's name is empty; expected an embedded name, a directory or a hub name")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    config = _read_config(path, options)
+    # Before the tokenizer: an unknown family is said first.
+    architecture_for(config)
+    return path, options, config, tokenizer or _read_tokenizer(path, options)
+
+
 # What damaged files make transformers raise is not to be listed: below, everything it raises is about them.
 
 
-def read_config(path: str, options: dict[str, Any]) -> Any:
+def _read_config(path: str, options: dict[str, Any]) -> Any:
     there = exists(Path(path))
     if Path(path).is_dir() and not exists(Path(path) / "config.json"):
         raise InputError(f"{path}: no config.json in this directory; expected a Hugging Face model directory")
@@ -226,7 +239,7 @@ def read_config(path: str, options: dict[str, Any]) -> Any:
         ) from error
 
 
-def read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def _read_tokenizer(path: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
     if Path(path).is_dir() and not any((Path(path) / file).exists() for file in _TOKENIZER_FILES):
         return None
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nnsight.intervention.source import STATE
@@ -19,11 +20,30 @@ from patchkit.model.architectures import Architecture
 from patchkit.model.dims import Dims
 from patchkit.model.weights import Weights, execution_device, present
 
-if TYPE_CHECKING:
-    from patchkit.model.hosted import Hosted
-
 #: Elements of each weight that `content_key` reads.
 _SAMPLED = 4096
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """Where a model is hosted, and what is known of it there.
+
+    Attributes:
+        url: of the host.
+        key: by which the host knows the model.
+        env: what the host sets up before a job: the attention implementation.
+        facts: what it said of itself; see `patchkit.runtime.probe`.
+    """
+
+    url: str
+    key: str
+    env: dict[str, Any] = field(compare=False)
+    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def gradients(self) -> bool:
+        """Whether jobs there can differentiate."""
+        return bool(self.facts.get("gradients"))
 
 
 class Frozen:

@@ -17,7 +17,7 @@ from patchkit.model import PatchModel
 from patchkit.runtime.memory import is_out_of_memory
 from patchkit.runtime.queue import Part
 from patchkit.runtime.sessions import Gathered
-from patchkit.runtime.work import add_piece, halves, summed_of
+from patchkit.runtime.work import Pieces, add_piece, halves, summed_of
 from patchkit.tracing.prefixes import forget_prefixes
 
 
@@ -29,7 +29,7 @@ class TooLarge(Exception):
         self.held, self.number = held, number
 
 
-class Held:
+class Held(Pieces):
     """Items of which a job holds the batches open.
 
     Args:
@@ -39,8 +39,9 @@ class Held:
     def __init__(
         self, opener: Any, model: PatchModel, items: Sequence[Any], batches: Sequence[Sequence[int]]
     ) -> None:
-        self.opener, self.model, self.items, self.batches = opener, model, items, batches
-        self._limit: int | None = None
+        # Spelled out: `super()` without arguments does not travel.
+        Pieces.__init__(self, opener, items)
+        self.model, self.batches = model, batches
         self._opened: dict[tuple[int, ...], Any] = {}
 
     def run(self, step: Any) -> dict[str, Tensor]:
@@ -63,15 +64,14 @@ class Held:
         waiting = [list(self.batches[number])]
         while waiting:
             piece = waiting.pop()
-            if self._limit is not None and len(piece) > 1 and self._padded(piece) > self._limit:
+            if self.is_over_limit(piece):
                 waiting += halves(piece)
                 continue
             found = self._try(step, piece)
             if found is not None:
                 add_piece(part, piece, found, summed)
             elif len(piece) > 1:
-                self._limit = max(1, self._padded(piece) // 2)
-                waiting += halves(piece)
+                waiting += self.halve(piece)
             else:
                 raise TooLarge(self, piece[0])
         return part
@@ -95,6 +95,3 @@ class Held:
         torch.cuda.empty_cache()
         # What other batches were opened to may be what fills it; they are opened again when their turn comes.
         return self._try(step, piece) if others else None
-
-    def _padded(self, piece: Sequence[int]) -> int:
-        return len(piece) * max(self.opener.tokens(self.items[number]) for number in piece)

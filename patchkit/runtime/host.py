@@ -6,7 +6,6 @@ user's patience; jobs have no effects but their results, so that one may be sent
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -94,14 +93,12 @@ class Host:
     Attributes:
         url: where it is.
         patience: seconds for which a lost connection is tried again.
-        check: called while waiting; raises to give up.
         back: when it could be reached again after it could not, of the monotonic clock.
         job_seconds: that a job may take there, as far as its time limit has shown.
     """
 
     url: str
     patience: float = 600.0
-    check: Callable[[], None] | None = None
     traffic: Traffic = field(default_factory=Traffic)
     back: float = -math.inf
     job_seconds: float = math.inf
@@ -167,20 +164,6 @@ class Host:
         logger.info("job %s: %d bytes back", job, len(data))
         return Answer(status, result=data)
 
-    def ask(self, path: str) -> Any:
-        """What the host answers to a plain question (`/status`, `/env`, `/whoami`), from its JSON.
-
-        Raises:
-            Unreachable: at once, without patience.
-        """
-        answer = self._call("GET", self.url + path)
-        try:
-            return answer.json()
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{self.url} does not answer as an NDIF server does ({path} gave no JSON)"
-            ) from error
-
     def patiently(self, call: Callable[[], Value]) -> Value:
         """The call's value, tried again while the connection fails."""
         began, pause = time.monotonic(), _FIRST_PAUSE
@@ -202,15 +185,8 @@ class Host:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def wait(self, seconds: float) -> None:
-        """Sleeps, and looks whether it is to be given up."""
-        end = time.monotonic() + seconds
-        while True:
-            if self.check is not None:
-                self.check()
-            left = end - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(min(left, 0.1))
+        """Before the next look, or the next try."""
+        time.sleep(seconds)
 
     def _download(self, url: str) -> bytes:
         # A link that is signed by itself: the key stays away from it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from patchkit.runtime.host import Answer, Host, Watch, logger
 from patchkit.runtime.job_notes import JobNotes
 from patchkit.runtime.memory import says_out_of_memory
 from patchkit.runtime.queue import Part
-from patchkit.runtime.work import summed_of, with_budget
+from patchkit.runtime.work import Pieces, halves, summed_of, with_budget
 from patchkit.tracing.jobs import pack_job, run_step, unpack_result
 
 #: Seconds between two looks at the jobs, from the first to the longest.
@@ -52,18 +52,13 @@ class _Waiting:
     attempt: int = 1
 
 
-class HostedRunner:
-    """Sends the batches of some items to the model's host.
-
-    Attributes:
-        limit: padded tokens of a batch, from the last time that one was too large there.
-    """
+class HostedRunner(Pieces):
+    """Sends the batches of some items to the model's host."""
 
     def __init__(self, model: PatchModel, opener: Any, items: Sequence[Any]) -> None:
         assert model.hosted is not None
-        self.model, self.opener, self.items = model, opener, items
-        self.hosted = model.hosted
-        self.limit: int | None = None
+        Pieces.__init__(self, opener, items)
+        self.model, self.hosted = model, model.hosted
 
     def parts(
         self,
@@ -72,13 +67,11 @@ class HostedRunner:
         budget: int,
         keys: Sequence[str] | None,
         notes: JobNotes | None,
-        check: Callable[[], None],
     ) -> Iterator[Part]:
         """What the batches gave, as they come back.
 
         Args:
             keys: of every item, by which jobs that were sent before are found in `notes`.
-            check: called while waiting; raises to give up. Jobs that are under way run on.
 
         Raises:
             InputError: the step takes gradients, and the host gives none.
@@ -88,29 +81,14 @@ class HostedRunner:
         host = host_of(self.model)
         # The longest first, as everywhere.
         waiting = deque(_Waiting(number, list(batches[number])) for number in reversed(range(len(batches))))
-        host.check = check
-        try:
-            yield from self._fly(host, step, waiting, budget, keys, notes)
-        finally:
-            host.check = None
-
-    def _fly(
-        self,
-        host: Host,
-        step: Any,
-        waiting: deque[_Waiting],
-        budget: int,
-        keys: Sequence[str] | None,
-        notes: JobNotes | None,
-    ) -> Iterator[Part]:
         execution = current_execution()
         flying: list[Flight] = []
         pause = FIRST_LOOK
         while waiting or flying:
             while waiting and len(flying) < execution.remote_concurrency:
                 next_one = waiting.popleft()
-                if self._too_long(next_one.piece):
-                    waiting.extendleft(_halved(next_one))
+                if self.is_over_limit(next_one.piece):
+                    _put_back(waiting, next_one.batch, halves(next_one.piece))
                     continue
                 flying.append(self._launch(host, step, next_one, budget, keys, notes))
             done = False
@@ -147,7 +125,7 @@ class HostedRunner:
         mine = None if keys is None else [keys[number] for number in asked.piece]
         job = None if notes is None or mine is None or asked.attempt > 1 else notes.take(mine)
         if (watcher := current_execution().watcher) is not None:
-            watcher.batch(len(asked.piece), self._padded(asked.piece) // len(asked.piece))
+            watcher.batch(len(asked.piece), self.padded(asked.piece) // len(asked.piece))
         if job is None:
             given = [self.items[number] for number in asked.piece]
             opener = None if self.opener is step else self.opener
@@ -212,16 +190,9 @@ class HostedRunner:
                 "whole message is in the log)"
             )
         if len(flight.piece) > 1:
-            self.limit = max(1, self._padded(flight.piece) // 2)
-            waiting.extendleft(_halved(_Waiting(flight.batch, flight.piece)))
+            _put_back(waiting, flight.batch, self.halve(flight.piece))
             return None
         return Part(flight.batch, failures=[(flight.piece[0], reason)])
-
-    def _too_long(self, piece: list[int]) -> bool:
-        return self.limit is not None and len(piece) > 1 and self._padded(piece) > self.limit
-
-    def _padded(self, piece: Sequence[int]) -> int:
-        return len(piece) * max(self.opener.tokens(self.items[number]) for number in piece)
 
     def _names(self, piece: Sequence[int]) -> str:
         names = list(dict.fromkeys(ItemFailure(self.items[number], "").name for number in piece))
@@ -271,7 +242,6 @@ def in_short(text: str) -> str:
     return (head or (lines[-1] if lines else "no reason was given"))[:500]
 
 
-def _halved(asked: _Waiting) -> list[_Waiting]:
-    """Both halves, in the order in which `extendleft` leaves them as they were."""
-    middle = len(asked.piece) // 2
-    return [_Waiting(asked.batch, asked.piece[middle:]), _Waiting(asked.batch, asked.piece[:middle])]
+def _put_back(waiting: deque[_Waiting], batch: int, pieces: list[list[int]]) -> None:
+    """Pieces that are sent next, the last of them first."""
+    waiting.extendleft(_Waiting(batch, piece) for piece in pieces)

@@ -51,7 +51,6 @@ def run_job(
     host = host_of(model, execution)
     watcher = execution.watcher
     with Interrupts(None if watcher is None else watcher.message) as interrupts:
-        host.check = interrupts.check
         answer = next(interrupts.at_once(_answers(host, execution, model, work, given, about, notes, key)))
     if answer.result is not None:
         return unpack_result(answer.result)

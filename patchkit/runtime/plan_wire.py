@@ -41,7 +41,7 @@ def stage_wire(model: PatchModel, stage: Stage, plan: StagePlan, max_batch_token
     The smallest and the largest batch are packed; what lies between is taken to lie between in bytes too.
     """
     opener, items = stage.program, stage.items
-    lengths = [opener.tokens(item) for item in items]
+    lengths = stage.tokens
     batches = length_buckets(lengths, max_batch_tokens)
     padded = [len(batch) * max(lengths[number] for number in batch) for batch in batches]
     step: Any = opener

@@ -192,7 +192,7 @@ class Session:
     ) -> Iterator[Part]:
         if isinstance(self._runner, HostedRunner):
             notes = None if journal is None else JobNotes(journal.directory, self._runner.hosted.url)
-            parts = self._runner.parts(step, batches, self.budget, keys, notes, interrupts.check)
+            parts = self._runner.parts(step, batches, self.budget, keys, notes)
             yield from interrupts.at_once(parts)
             return
         if self.group is not None and self.group.size > 1:

@@ -26,17 +26,40 @@ from patchkit.runtime.queue import Part
 from patchkit.tracing.prefixes import forget_prefixes
 
 
-class BatchRunner:
+class Pieces:
+    """Items whose batches are run in pieces, and how large a piece may be where that is.
+
+    Attributes:
+        limit: padded tokens of a piece, from the last time that one was too large.
+    """
+
+    def __init__(self, opener: Any, items: Sequence[Any]) -> None:
+        self.opener, self.items = opener, items
+        self.limit: int | None = None
+
+    def padded(self, piece: Sequence[int]) -> int:
+        return len(piece) * max(self.opener.tokens(self.items[number]) for number in piece)
+
+    def is_over_limit(self, piece: Sequence[int]) -> bool:
+        """Whether a piece is known to be too large, and can be halved."""
+        return self.limit is not None and len(piece) > 1 and self.padded(piece) > self.limit
+
+    def halve(self, piece: list[int]) -> list[list[int]]:
+        """Both halves of a piece that was too large: none of its size will be tried again."""
+        self.limit = max(1, self.padded(piece) // 2)
+        return halves(piece)
+
+
+class BatchRunner(Pieces):
     """Runs steps on batches of some items, and remembers how large a batch may be here.
 
     Attributes:
-        limit: padded tokens of a batch, from the last time memory ran out.
         inner_limit: of what a step runs inside of a batch, from the last time an item did not fit alone with more.
     """
 
     def __init__(self, model: PatchModel, opener: Any, items: Sequence[Any]) -> None:
-        self.model, self.opener, self.items = model, opener, items
-        self.limit: int | None = None
+        Pieces.__init__(self, opener, items)
+        self.model = model
         self.inner_limit: int | None = None
         self._opened: dict[tuple[int, ...], Any] = {}
         # On a CPU measuring costs more than a small batch.
@@ -49,7 +72,7 @@ class BatchRunner:
         waiting = [list(numbers)]
         while waiting:
             piece = waiting.pop()
-            if self.limit is not None and len(piece) > 1 and self._padded(piece) > self.limit:
+            if self.is_over_limit(piece):
                 waiting += halves(piece)
                 continue
             found = self._try(step, piece, self._inner(budget))
@@ -57,8 +80,7 @@ class BatchRunner:
                 add_piece(part, piece, found, summed)
                 continue
             if len(piece) > 1:
-                self.limit = max(1, self._padded(piece) // 2)
-                waiting += halves(piece)
+                waiting += self.halve(piece)
             else:
                 self._run_alone(step, part, piece, budget, summed)
         return part
@@ -98,7 +120,7 @@ class BatchRunner:
 
     def _run(self, step: Any, piece: list[int], budget: int) -> dict[str, Tensor]:
         if (watcher := current_execution().watcher) is not None:
-            watcher.batch(len(piece), self._padded(piece) // len(piece))
+            watcher.batch(len(piece), self.padded(piece) // len(piece))
         with peak_measure(self._measured) as peak:
             opened = self._items(piece) if self.opener is step else self._open(piece)
             found = with_budget(step, budget).run(self.model, opened)
@@ -115,9 +137,6 @@ class BatchRunner:
         if key not in self._opened:
             self._opened[key] = self.opener.open(self.model, self._items(piece))
         return self._opened[key]
-
-    def _padded(self, piece: Sequence[int]) -> int:
-        return len(piece) * max(self.opener.tokens(self.items[number]) for number in piece)
 
     def _too_large(self, number: int) -> str:
         item = self.items[number]
