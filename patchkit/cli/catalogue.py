@@ -58,7 +58,7 @@ def pairs(
 
     hush_loading()
     # Only the tokenizer is needed: weights of other models stay on the meta device.
-    tokenizer = zoo.build(model)[1] if model in zoo.names() else load(model, lazy=True).tokenizer
+    tokenizer = zoo.build(model)[1] if zoo.embedded(model) else load(model, lazy=True).tokenizer
     made = tasks.pairs(task, tokenizer, n, seed)
     write_pairs(out, made)
     say(f"{len(made)} pairs of {task} for {model}, seed {seed}:", quiet)

@@ -113,7 +113,7 @@ def weights_here(name: str) -> bool:
 
     from patchkit import zoo
 
-    if name in zoo.names():
+    if zoo.embedded(name):
         return True
     files = ("model.safetensors", "model.safetensors.index.json")
     path = Path(name).expanduser()

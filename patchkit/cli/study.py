@@ -246,7 +246,7 @@ def _embedded_card(model: PatchModel) -> dict[str, str]:
     from patchkit import zoo
     from patchkit.cli.cards import summary
 
-    return summary(zoo.card(model.name)) if model.name in zoo.names() else {}
+    return summary(zoo.card(model.name)) if zoo.embedded(model.name) else {}
 
 
 def _command_line(ctx: typer.Context) -> str:

@@ -100,7 +100,7 @@ def load_hosted(
         >>> model = load_hosted("meta-llama/Llama-3.1-8B", "https://api.ndif.us")  # doctest: +SKIP
     """
     name = os.fspath(source)
-    path = zoo.find(name) if name in zoo.names() else name
+    path = zoo.find(name) if zoo.embedded(name) else name
     if path is None:
         raise InputError(
             f"{name} is built from its analytic weights and lies in no directory that a host could have"

@@ -1,6 +1,7 @@
-"""The models that come with the package: small trained ones, and one written by hand whose circuit is known.
+"""The models that come with the package: small trained ones, and some written by hand whose circuit is known.
 
-names()                what there is
+names()                what there is, but the many of `patchkit.zoo.programs`
+embedded(name)         whether it is one of them, or one of the programs
 card(name)             how it was made, its accuracy, what it shows and does not show
 find(name)             the directory of a trained model in the installed package, or None
 build(name)            (module, tokenizer), in float32 and without gradients, for every name
@@ -12,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from patchkit.errors import InputError
-from patchkit.zoo import handmade
+from patchkit.zoo import handmade, programs
 from patchkit.zoo.cards import ModelCard, read_card
+from patchkit.zoo.programs.cards import program_card
 
 MODELS = Path(__file__).parent / "models"
 _WRITTEN: dict[str, float] = {
@@ -27,6 +29,11 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in MODELS.glob("*/card.json")) + list(_WRITTEN)
 
 
+def embedded(name: str) -> bool:
+    """Whether `build` knows the name."""
+    return name in names() or name in programs.names()
+
+
 def find(name: str) -> Path | None:
     """The directory of a trained model's weights, tokenizer and card; None for any other name."""
     directory = MODELS / name
@@ -36,12 +43,16 @@ def find(name: str) -> Path | None:
 def card(name: str) -> ModelCard:
     """The model's card. InputError for a name that is not embedded."""
     directory = find(_known(name))
+    if name in programs.names():
+        return program_card(name, *programs.find(name))
     return handmade.card(name, _WRITTEN[name]) if directory is None else read_card(directory)
 
 
 def build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh module in float32, in evaluation mode and without gradients, and its tokenizer."""
     directory = find(_known(name))
+    if name in programs.names():
+        return programs.build(name)
     if directory is None:
         return handmade.build(_WRITTEN[name])
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -50,6 +61,9 @@ def build(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def _known(name: str) -> str:
-    if name not in names():
-        raise InputError(f"no embedded model is called {name!r}; there are: {', '.join(names())}")
+    if not embedded(name):
+        raise InputError(
+            f"no embedded model is called {name!r}; there are: {', '.join(names())}, and handmade-PROGRAM-SHAPE with "
+            f"PROGRAM one of {', '.join(programs.PROGRAMS)} and SHAPE one of {', '.join(programs.SHAPES)}"
+        )
     return name

@@ -59,7 +59,7 @@ def load(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
     }
-    if not isinstance(source, nn.Module | TransformersModel) and os.fspath(source) in zoo.names():
+    if not isinstance(source, nn.Module | TransformersModel) and zoo.embedded(os.fspath(source)):
         model = _embedded(os.fspath(source), dtype, device, tokenizer, options)
     else:
         model = open_model(source, dtype=dtype, device=device, tokenizer=tokenizer, **options)
