@@ -16,7 +16,7 @@ from patchkit.results.scoreboard import Case, MethodOnCase
 from patchkit.studies._truth_cases import KnownCase, Truth, truth_of
 from patchkit.studies._truth_circuits import CircuitResult, CircuitRuns, choose, result, want
 from patchkit.studies._truth_measures import floored, ranking
-from patchkit.studies._truth_methods import METHODS, MethodSettings, Scorer
+from patchkit.studies._truth_methods import MethodSettings, Scorer
 from patchkit.studies._truth_scores import MethodScores
 
 #: What is shown while a case runs: the method that is next.
@@ -53,10 +53,9 @@ def measure_case(
     own = Circuit(graph, true_edges)
     runs.want(own, "edge")
     scored: list[MethodScores] = []
-    for name, found in zip(METHODS, scorer.others(nodes, edges), strict=True):
-        assert name == found.method
+    for name, make in scorer.makers(nodes, edges).items():
         step(name)
-        scored.append(found)
+        scored.append(make())
     chosen = [choose(found, graph, n_nodes, n_edges) for found in scored]
     for each in chosen:
         want(runs, each)

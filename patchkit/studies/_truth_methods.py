@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from patchkit.methods import (
     patch_sets,
     search,
 )
+from patchkit.methods.attribution import Method
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.convention import Convention
 from patchkit.results.edge_scores import EdgeScores
@@ -62,7 +63,7 @@ METHODS: dict[str, str] = {
     "ifr": "information-flow routes: no gradient, no metric (Ferrando and Voita 2024)",
     "random edges": "random numbers",
 }
-_NODE_GRADIENTS = ("atp", "atp-qk", "atp-graddrop", "atp-star")
+_NODE_GRADIENTS: tuple[Method, ...] = ("atp", "atp-qk", "atp-graddrop", "atp-star")
 
 
 @dataclass(frozen=True)
@@ -113,29 +114,37 @@ class Scorer:
         """Every edge patched alone, with the effects in each pair."""
         return patch_edges(self.model, self.pairs, EdgeOptions(), keep_pairs=True)
 
-    def others(self, nodes: Scores, edges: EdgeScores) -> Iterator[MethodScores]:
-        """Every method, the exact ones of which are given.
-
-        Scores are made one method at a time, when they are asked for.
-        """
+    def makers(self, nodes: Scores, edges: EdgeScores) -> dict[str, Callable[[], MethodScores]]:
+        """What makes each method's scores, in the order of `METHODS`; the exact ones are given."""
         graph = self.graph
-        yield from_node_scores("exact", graph, nodes)
-        for name in _NODE_GRADIENTS:
-            yield from_node_scores(name, graph, attribute(self.model, self.pairs, self.options, name))
-        yield self._seeded(partial(self._subsampling, nodes))
-        yield self._blocks(nodes)
-        yield self._hierarchical(nodes)
-        yield self._seeded(self._mask)
-        yield self._seeded(partial(self._random_nodes, nodes))
-        yield from_edge_scores("exact edges", edges, _sizes(edges))
-        for name, asked in self._edge_attributions().items():
-            found = attribute_edges(self.model, self.pairs, EdgeOptions(), keep_pairs=True, **asked)  # type: ignore[arg-type]
-            yield from_edge_scores(
-                name, found, self._single(asked) if "grad_drop" in asked else _sizes(found)
-            )
-        yield self._acdc(edges)
-        yield from_edge_scores("ifr", attribute_edges(self.model, self.pairs, EdgeOptions(), "ifr"), None)
-        yield self._seeded(partial(self._random_edges, edges))
+        made: dict[str, Callable[[], MethodScores]] = {
+            "exact": lambda: from_node_scores("exact", graph, nodes),
+            **{name: partial(self._node_gradient, name) for name in _NODE_GRADIENTS},
+            "subsampling": partial(self._seeded, partial(self._subsampling, nodes)),
+            "blocks": partial(self._blocks, nodes),
+            "hierarchical": partial(self._hierarchical, nodes),
+            "mask": partial(self._seeded, self._mask),
+            "random nodes": partial(self._seeded, partial(self._random_nodes, nodes)),
+            "exact edges": lambda: from_edge_scores("exact edges", edges, _sizes(edges)),
+            **{
+                name: partial(self._edge_gradient, name, asked)
+                for name, asked in self._edge_attributions().items()
+            },
+            "acdc": partial(self._acdc, edges),
+            "ifr": self._routes,
+            "random edges": partial(self._seeded, partial(self._random_edges, edges)),
+        }
+        return {name: made[name] for name in METHODS}
+
+    def _node_gradient(self, name: Method) -> MethodScores:
+        return from_node_scores(name, self.graph, attribute(self.model, self.pairs, self.options, name))
+
+    def _edge_gradient(self, name: str, asked: dict[str, object]) -> MethodScores:
+        found = attribute_edges(self.model, self.pairs, EdgeOptions(), keep_pairs=True, **asked)  # type: ignore[arg-type]
+        return from_edge_scores(name, found, self._single(asked) if "grad_drop" in asked else _sizes(found))
+
+    def _routes(self) -> MethodScores:
+        return from_edge_scores("ifr", attribute_edges(self.model, self.pairs, EdgeOptions(), "ifr"), None)
 
     def _edge_attributions(self) -> dict[str, dict[str, object]]:
         steps = self.settings.steps

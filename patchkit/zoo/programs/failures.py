@@ -47,12 +47,12 @@ KINDS: dict[str, str] = {
     "stays 0; integrated gradients that pass through the middle of the way see it",
     MLP: "the MLP is flat at both prompts and steep between: no gradient at either run shows it, the QK fix is about "
     "attention alone, and GradDrop takes gradients at the same point; integrated gradients and finite patches see it",
-    CANCELLATION: "a direct and an indirect path have opposite gradients of one size where the prompts are, and not between; "
+    CANCELLATION: "a direct and an indirect path have gradients that cancel where the prompts are, and not between; "
     "dropping the layer in which the indirect one runs leaves the other",
     OPPOSED: "the effect has the other sign: a ranking by signed scores puts it last (here sizes are ranked)",
     REDUNDANCY: "others do the same work, so that patching one of them changes nothing, and its exact effect is 0",
-    BACKUP: "it waits for another to find nothing, and under resampling the other always finds something: its exact effect "
-    "is 0, and so is every estimate of it",
+    BACKUP: "it waits for another to find nothing, and under resampling the other always finds something: its "
+    "exact effect is 0, and so is every estimate of it",
 }
 
 _FOUND = At("found", VALUES)
