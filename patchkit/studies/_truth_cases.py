@@ -23,7 +23,7 @@ from patchkit.zoo import programs
 from patchkit.zoo.known import KnownCircuit
 
 #: Embedded models without a known circuit: exhaustive exact patching says what is true.
-NATURAL = ("varbind-llama-gqa", "ioi-gpt2", "induction-2l")
+NATURAL = ("varbind-llama", "varbind-llama-gqa", "ioi-gpt2")
 #: An effect counts where it is at least this share of |base - source| metric: of what trained weights do, most edges do a
 #: little of everything.
 LEAST = 0.02
@@ -77,12 +77,12 @@ def handmade_cases(shapes: Sequence[str]) -> list[KnownCase]:
     return found
 
 
-def natural_cases(names: Sequence[str]) -> list[KnownCase]:
+def natural_cases() -> list[KnownCase]:
     """Embedded models with their own task."""
     from patchkit import zoo
 
     return [
-        KnownCase(name, "natural", name, zoo.card(name).task, zoo.card(name).shows, None) for name in names
+        KnownCase(name, "natural", name, zoo.card(name).task, zoo.card(name).shows, None) for name in NATURAL
     ]
 
 

@@ -1,0 +1,178 @@
+"""The ground-truth study: every method of the library against circuits that are known.
+
+Three families of cases: programs written into the weights of Llama and GPT-2, models whose circuit training has forced
+(SIIT), and embedded trained models in which exhaustive exact patching is the truth. See `_truth_cases.py` for what is
+true, `_truth_methods.py` for the methods, `_truth_measures.py` for the measures.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from patchkit.errors import InputError
+from patchkit.methods import EdgeOptions
+from patchkit.model import PatchModel
+from patchkit.results.curves import FRACTIONS
+from patchkit.results.formats import read_model, write_model
+from patchkit.results.manifest import CHECKPOINT
+from patchkit.results.scoreboard import Case, Scoreboard
+from patchkit.runtime import Progress
+from patchkit.studies._truth_case_runs import measure_case
+from patchkit.studies._truth_cases import KnownCase, handmade_cases, natural_cases
+from patchkit.studies._truth_means import means
+from patchkit.studies._truth_methods import METHODS, MethodSettings
+from patchkit.studies._truth_words import Words, recoveries
+from patchkit.zoo.load import load
+from patchkit.zoo.programs import failures
+
+QUESTION = "Which method finds the nodes and edges that are truly there, and at what cost?"
+_VERSIONS = ("patchkit", "nnsight", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class TruthOptions:
+    """How much is measured.
+
+    Attributes:
+        cases: names of cases; None for all.
+        pairs: that methods score on; `test_pairs`: held-out ones, that circuits run on.
+        seed: of the pairs; the held-out pairs have the next.
+        draws: bootstraps, of pairs and of cases.
+        settings: parameters of the methods.
+    """
+
+    cases: tuple[str, ...] | None = None
+    pairs: int = 16
+    test_pairs: int = 16
+    seed: int = 0
+    draws: int = 100
+    settings: MethodSettings = field(default_factory=MethodSettings)
+
+    def __post_init__(self) -> None:
+        for name, least in (("pairs", 2), ("test_pairs", 2), ("draws", 2)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"ground-truth study: {name} must be at least {least}, found {getattr(self, name)}"
+                )
+
+
+def all_cases() -> list[KnownCase]:
+    """Every program as a GPT-2, and as a Llama of one shape or the other by turns; then the embedded models."""
+    programs = handmade_cases(("llama", "gqa", "gpt2"))
+    turns = {
+        title: ("llama", "gqa")[place % 2]
+        for place, title in enumerate(dict.fromkeys(c.title for c in programs))
+    }
+    kept = [case for case in programs if case.name.rpartition("-")[2] in ("gpt2", turns[case.title])]
+    return [*kept, *natural_cases()]
+
+
+def run_ground_truth(
+    out: Path,
+    options: TruthOptions | None = None,
+    *,
+    command: str = "patchkit study ground-truth",
+    progress: Progress | None = None,
+) -> Scoreboard:
+    """Measures every case and writes `scoreboard.json` into `out`.
+
+    A study that was interrupted goes on after the cases that were finished in `out/journal`.
+
+    Raises:
+        InputError: a case that does not exist, or a checkpoint of a study with other options.
+    """
+    options, started = options or TruthOptions(), time.monotonic()
+    cases = _chosen(options.cases)
+    say = progress or (lambda stage, done, total: None)
+    found: list[Case] = []
+    for number, case in enumerate(cases):
+        say("cases", number, len(cases))
+        found.append(_measured(case, options, out / CHECKPOINT / f"case-{case.name}.json"))
+    say("cases", len(cases), len(cases))
+    board = summarised(found, options, command, time.monotonic() - started)
+    board.save(out)
+    return board
+
+
+def summarised(cases: Sequence[Case], options: TruthOptions, command: str, seconds: float) -> Scoreboard:
+    """Means, recoveries and words of some measured cases."""
+    settings = options.settings
+    over = means(cases, list(METHODS), options.draws, options.seed)
+    recovery = recoveries(cases)
+    words = Words(cases, over, options.draws, options.seed)
+    return Scoreboard(
+        question=QUESTION,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+        convention=EdgeOptions().convention,
+        parameters={
+            "pairs that are scored": str(options.pairs),
+            "held-out pairs that circuits run on": str(options.test_pairs),
+            "seed of the pairs": str(options.seed),
+            "seeds of methods that draw": ", ".join(map(str, settings.seeds)),
+            "bootstraps": str(options.draws),
+            "budget of Subsampling, Blocks and Hierarchical": f"{settings.budget:.0%} of the nodes",
+            "steps of EAP-IG": str(settings.steps),
+            "ACDC's tau": f"{settings.tau:g} of |base - source|",
+        },
+        fractions=list(FRACTIONS),
+        methods=METHODS,
+        kinds=failures.KINDS,
+        cases=list(cases),
+        means=over,
+        recovery=recovery,
+        findings=words.findings(recovery),
+        best=words.best(),
+        command=command,
+        seconds=round(seconds, 1),
+    )
+
+
+def _chosen(names: Sequence[str] | None) -> list[KnownCase]:
+    known = {case.name: case for case in all_cases()}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise InputError(
+            f"ground-truth study: no case is called {unknown[0]!r}; there are: {', '.join(known)}"
+        )
+    return [known[name] for name in (known if names is None else names)]
+
+
+class _Kept(BaseModel):
+    """A finished case on disk, and what it was made with."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: str
+    case: Case
+
+
+def _measured(case: KnownCase, options: TruthOptions, file: Path) -> Case:
+    """The case, from `file` if it was finished before.
+
+    Raises:
+        InputError: the file is of a study with other options.
+    """
+    model: PatchModel = load(case.name)
+    made = (options.pairs, options.test_pairs, options.seed, options.draws, options.settings)
+    run = f"{model.content_key()} {made}"
+    if file.is_file():
+        kept = read_model(file, _Kept)
+        if kept.run != run:
+            raise InputError(
+                f"{file}: the checkpoint of a study with other models or options; give the same ones to go on, or "
+                "another directory to begin"
+            )
+        return kept.case
+    pairs = case.pairs(model, options.pairs, options.seed)
+    test = case.pairs(model, options.test_pairs, options.seed + 1)
+    found = measure_case(case, model, pairs, test, options.settings, options.draws, lambda _: None)
+    write_model(file, _Kept(run=run, case=found))
+    return found
