@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patchkit.data import Pair, Triple
+from patchkit.data.desiderata import Split
 from patchkit.methods import (
     EdgeOptions,
     MaskOptions,
@@ -63,7 +64,7 @@ METHODS: dict[str, str] = {
     "ifr": "information-flow routes: no gradient, no metric (Ferrando and Voita 2024)",
     "random edges": "random numbers",
 }
-_NODE_GRADIENTS: tuple[Method, ...] = ("atp", "atp-qk", "atp-graddrop", "atp-star")
+NODE_GRADIENTS: tuple[Method, ...] = ("atp", "atp-qk", "atp-graddrop", "atp-star")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Scorer:
         graph = self.graph
         made: dict[str, Callable[[], MethodScores]] = {
             "exact": lambda: from_node_scores("exact", graph, nodes),
-            **{name: partial(self._node_gradient, name) for name in _NODE_GRADIENTS},
+            **{name: partial(self._node_gradient, name) for name in NODE_GRADIENTS},
             "subsampling": partial(self._seeded, partial(self._subsampling, nodes)),
             "blocks": partial(self._blocks, nodes),
             "hierarchical": partial(self._hierarchical, nodes),
@@ -128,7 +129,7 @@ class Scorer:
             "exact edges": lambda: from_edge_scores("exact edges", edges, _sizes(edges)),
             **{
                 name: partial(self._edge_gradient, name, asked)
-                for name, asked in self._edge_attributions().items()
+                for name, asked in edge_attributions(self.settings).items()
             },
             "acdc": partial(self._acdc, edges),
             "ifr": self._routes,
@@ -145,19 +146,6 @@ class Scorer:
 
     def _routes(self) -> MethodScores:
         return from_edge_scores("ifr", attribute_edges(self.model, self.pairs, EdgeOptions(), "ifr"), None)
-
-    def _edge_attributions(self) -> dict[str, dict[str, object]]:
-        steps = self.settings.steps
-        return {
-            "eap": {"method": "eap"},
-            "eap-qk": {"method": "eap", "qk_fix": True},
-            "eap-graddrop": {"method": "eap", "grad_drop": True},
-            "eap-star": {"method": "eap", "qk_fix": True, "grad_drop": True},
-            "eap-ig-inputs": {"method": "eap-ig-inputs", "steps": steps},
-            "eap-ig-midpoint": {"method": "eap-ig-inputs", "steps": steps, "rule": "midpoint"},
-            "eap-ig-activations": {"method": "eap-ig-activations", "steps": steps},
-            "clean-corrupted": {"method": "clean-corrupted"},
-        }
 
     def _single(self, asked: dict[str, object]) -> Tensor:
         """Sizes of each pair alone under GradDrop, whose means over drops are not the sizes of their mean."""
@@ -215,27 +203,55 @@ class Scorer:
         return from_edge_scores("random edges", replace(edges, mean=drawn, mean_abs=drawn, cost=0.0), None)
 
     def _mask(self, seed: int) -> MethodScores:
-        triples = [
-            Triple(
-                desideratum="the corrupt prompt's answer",
-                original_ids=pair.clean_ids,
-                alternate_ids=pair.corrupt_ids,
-                target_id=pair.wrong_id,
-                split="test" if held_out else "train",
-                original_answer_id=pair.answer_id,
-                alternate_answer_id=pair.wrong_id,
-            )
-            for held_out, pairs in ((False, self.pairs), (True, self.test))
-            for pair in pairs
-        ]
-        options = MaskOptions(seeds=(seed,), own_masks=False, random_sets=1, carried_limit=0)
-        found = learn_mask(self.model, triples, options)
+        found = learn_mask(self.model, mask_triples(self.pairs, self.test), mask_options(seed))
         return from_nodes("mask", self.graph, found.forward_equivalents, _mask_sizes(found, self.graph), None)
 
     def _acdc(self, edges: EdgeScores) -> MethodScores:
         scale = float((edges.base_metric.double().mean() - edges.source_metric.double().mean()).abs())
         found = acdc(self.model, self.pairs, EdgeOptions(), tau=self.settings.tau * scale)
         return from_edge_scores("acdc", found, None)
+
+
+def edge_attributions(settings: MethodSettings) -> dict[str, dict[str, object]]:
+    """Arguments of `attribute_edges`, by method."""
+    return {
+        "eap": {"method": "eap"},
+        "eap-qk": {"method": "eap", "qk_fix": True},
+        "eap-graddrop": {"method": "eap", "grad_drop": True},
+        "eap-star": {"method": "eap", "qk_fix": True, "grad_drop": True},
+        "eap-ig-inputs": {"method": "eap-ig-inputs", "steps": settings.steps},
+        "eap-ig-midpoint": {"method": "eap-ig-inputs", "steps": settings.steps, "rule": "midpoint"},
+        "eap-ig-activations": {"method": "eap-ig-activations", "steps": settings.steps},
+        "clean-corrupted": {"method": "clean-corrupted"},
+    }
+
+
+def mask_options(seed: int) -> MaskOptions:
+    """One mask, without what only a report of masks needs."""
+    return MaskOptions(seeds=(seed,), own_masks=False, random_sets=1, carried_limit=0)
+
+
+def mask_triples(pairs: Sequence[Pair], test: Sequence[Pair]) -> list[Triple]:
+    """One desideratum: put in from the corrupt prompt, the components make its answer come out.
+
+    Held-out pairs whose clean prompt was drawn for training too are left out: some programs have few prompts.
+    """
+    seen = {pair.clean_ids for pair in pairs}
+    unseen = [pair for pair in test if pair.clean_ids not in seen]
+    halves: tuple[tuple[Split, Sequence[Pair]], ...] = (("train", pairs), ("test", unseen))
+    return [
+        Triple(
+            desideratum="the corrupt prompt's answer",
+            original_ids=pair.clean_ids,
+            alternate_ids=pair.corrupt_ids,
+            target_id=pair.wrong_id,
+            split=split,
+            original_answer_id=pair.answer_id,
+            alternate_answer_id=pair.wrong_id,
+        )
+        for split, some in halves
+        for pair in some
+    ]
 
 
 def _sizes(found: EdgeScores) -> Tensor:

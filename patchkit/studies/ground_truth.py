@@ -30,7 +30,6 @@ from patchkit.studies._truth_cases import KnownCase, handmade_cases, natural_cas
 from patchkit.studies._truth_means import means
 from patchkit.studies._truth_methods import METHODS, MethodSettings
 from patchkit.studies._truth_words import Words, recoveries
-from patchkit.zoo.load import load
 from patchkit.zoo.programs import failures
 
 QUESTION = "Which method finds the nodes and edges that are truly there, and at what cost?"
@@ -42,14 +41,12 @@ class TruthOptions:
     """How much is measured.
 
     Attributes:
-        cases: names of cases; None for all.
         pairs: that methods score on; `test_pairs`: held-out ones, that circuits run on.
         seed: of the pairs; the held-out pairs have the next.
         draws: bootstraps, of pairs and of cases.
         settings: parameters of the methods.
     """
 
-    cases: tuple[str, ...] | None = None
     pairs: int = 16
     test_pairs: int = 16
     seed: int = 0
@@ -75,7 +72,13 @@ def all_cases() -> list[KnownCase]:
     return [*kept, *natural_cases()]
 
 
+def case_names() -> list[str]:
+    """The models that the study is made for, a case each."""
+    return [case.name for case in all_cases()]
+
+
 def run_ground_truth(
+    models: Sequence[PatchModel],
     out: Path,
     options: TruthOptions | None = None,
     *,
@@ -86,16 +89,19 @@ def run_ground_truth(
 
     A study that was interrupted goes on after the cases that were finished in `out/journal`.
 
+    Args:
+        models: of the cases that are measured (`case_names`), opened by their names.
+
     Raises:
-        InputError: a case that does not exist, or a checkpoint of a study with other options.
+        InputError: a model that is no case, or a checkpoint of a study with other options.
     """
     options, started = options or TruthOptions(), time.monotonic()
-    cases = _chosen(options.cases)
+    cases = [case_of(model) for model in models]
     say = progress or (lambda stage, done, total: None)
     found: list[Case] = []
-    for number, case in enumerate(cases):
+    for number, (case, model) in enumerate(zip(cases, models, strict=True)):
         say("cases", number, len(cases))
-        found.append(_measured(case, options, out / CHECKPOINT / f"case-{case.name}.json"))
+        found.append(_measured(case, model, options, out / CHECKPOINT / f"case-{case.name}.json"))
     say("cases", len(cases), len(cases))
     board = summarised(found, options, command, time.monotonic() - started)
     board.save(out)
@@ -136,14 +142,14 @@ def summarised(cases: Sequence[Case], options: TruthOptions, command: str, secon
     )
 
 
-def _chosen(names: Sequence[str] | None) -> list[KnownCase]:
+def case_of(model: PatchModel) -> KnownCase:
+    """What is known of an opened model; InputError if nothing is."""
     known = {case.name: case for case in all_cases()}
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
+    if model.name not in known:
         raise InputError(
-            f"ground-truth study: no case is called {unknown[0]!r}; there are: {', '.join(known)}"
+            f"ground-truth study: what is true of {model.name} is not known; it is known of: {', '.join(known)}"
         )
-    return [known[name] for name in (known if names is None else names)]
+    return known[model.name]
 
 
 class _Kept(BaseModel):
@@ -154,13 +160,12 @@ class _Kept(BaseModel):
     case: Case
 
 
-def _measured(case: KnownCase, options: TruthOptions, file: Path) -> Case:
+def _measured(case: KnownCase, model: PatchModel, options: TruthOptions, file: Path) -> Case:
     """The case, from `file` if it was finished before.
 
     Raises:
         InputError: the file is of a study with other options.
     """
-    model: PatchModel = load(case.name)
     made = (options.pairs, options.test_pairs, options.seed, options.draws, options.settings)
     run = f"{model.content_key()} {made}"
     if file.is_file():
