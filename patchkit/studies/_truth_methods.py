@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from patchkit.methods import (
     EdgeOptions,
     MaskOptions,
     NodeOptions,
+    Schedule,
     acdc,
     attribute,
     attribute_edges,
@@ -77,6 +78,7 @@ class MethodSettings:
         steps: of the two EAP-IG methods.
         tau: ACDC's threshold, as a share of |base - source| metric.
         seeds: of methods that draw at random; the first gives the numbers, all give the spread.
+        schedule: of the mask.
     """
 
     budget: float = 0.25
@@ -84,6 +86,7 @@ class MethodSettings:
     steps: int = 5
     tau: float = 0.01
     seeds: tuple[int, ...] = (0, 1)
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +206,7 @@ class Scorer:
         return from_edge_scores("random edges", replace(edges, mean=drawn, mean_abs=drawn, cost=0.0), None)
 
     def _mask(self, seed: int) -> MethodScores:
-        found = learn_mask(self.model, mask_triples(self.pairs, self.test), mask_options(seed))
+        found = learn_mask(self.model, mask_triples(self.pairs, self.test), mask_options(self.settings, seed))
         return from_nodes("mask", self.graph, found.forward_equivalents, _mask_sizes(found, self.graph), None)
 
     def _acdc(self, edges: EdgeScores) -> MethodScores:
@@ -226,9 +229,11 @@ def edge_attributions(settings: MethodSettings) -> dict[str, dict[str, object]]:
     }
 
 
-def mask_options(seed: int) -> MaskOptions:
+def mask_options(settings: MethodSettings, seed: int) -> MaskOptions:
     """One mask, without what only a report of masks needs."""
-    return MaskOptions(seeds=(seed,), own_masks=False, random_sets=1, carried_limit=0)
+    return MaskOptions(
+        schedule=settings.schedule, seeds=(seed,), own_masks=False, random_sets=1, carried_limit=0
+    )
 
 
 def mask_triples(pairs: Sequence[Pair], test: Sequence[Pair]) -> list[Triple]:

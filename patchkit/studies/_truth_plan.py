@@ -57,7 +57,7 @@ def truth_stages(model: PatchModel, seed: int) -> tuple[list[Stage], list[int]]:
     stages += acdc_stages(model, pairs, edge_options)
     triples = mask_triples(pairs, test)
     for number in settings.seeds:
-        stages += mask_stages(model, triples, mask_options(number))
+        stages += mask_stages(model, triples, mask_options(settings, number))
     every = [evenly_spread(graph, max(1, round(fraction * graph.n_edges))) for fraction in FRACTIONS]
     stages.append(circuits_stage(model, test, edge_options, every, "circuits", float(len(METHODS))))
     return stages, [len(pair.clean_ids) for pair in [*pairs, *test]]

@@ -25,4 +25,6 @@ def program_task(
             f"task handmade-{program} is in the language of the handmade programs; expected one of their models "
             f"(handmade-{program}-llama), found another tokenizer"
         )
-    return programs.program_pairs(programs.PROGRAMS[program], n, seed if require_split(split) == "test" else -1 - seed)
+    return programs.program_pairs(
+        programs.PROGRAMS[program], n, seed if require_split(split) == "test" else -1 - seed
+    )
