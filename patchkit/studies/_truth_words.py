@@ -170,7 +170,7 @@ def _lost(cases: Sequence[Case]) -> list[str]:
     shallow = sum(number for case, number in lost if case.layers <= 3)
     return [
         f"AtP* misses {count} nodes and inputs that AtP finds, in {len(lost)} cases of {depths[0]} to {depths[-1]} "
-        f"layers, {shallow} of them in models of at most three: GradDrop takes the mean over drops of one layer each, and "
+        f"layers, {shallow} of them in models of at most three: GradDrop is a mean over drops of one layer each, and "
         "where all that a node does goes through few layers, most drops leave nothing of it. In two layers a node whose "
         "whole effect goes through the other layer gets 0."
     ]
