@@ -1,4 +1,4 @@
-"""A table that is written twice from the same cells: as HTML into a page, and as GitHub's markdown into the repository."""
+"""A table that is written twice from the same cells: as HTML on a page, as GitHub's markdown in the repository."""
 
 from __future__ import annotations
 

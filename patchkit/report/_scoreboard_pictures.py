@@ -1,4 +1,4 @@
-"""The pictures of a scoreboard with what is said of them, for its page and for the repository's: those there is data for."""
+"""The pictures of a scoreboard and what is said of them, for its page and for the repository's: those with data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def pictures(board: Scoreboard) -> list[Picture]:
                 "overlap",
                 "Does a circuit that looks right also do right?",
                 "Overlap and faithfulness",
-                f"Scatter plots of faithfulness against overlap, a panel a family. Faithfulness over all families: {said}.",
+                f"Scatter plots of faithfulness against overlap, a panel a family. Mean faithfulness: {said}.",
                 "Means over the cases of a family, each method at the true size. Dotted: as faithful as the model. What "
                 "stands high on the left does the work with other parts; what stands low on the right looks right.",
                 lambda: circuits_figure(board),
@@ -64,7 +64,7 @@ def pictures(board: Scoreboard) -> list[Picture]:
                 "curves",
                 "Faithfulness at every size",
                 "Curves",
-                f"Line charts of faithfulness against the fraction of edges, a panel a family. CMD: {_means_said(board, 'cmd')}.",
+                f"Line charts of faithfulness by fraction of edges, a panel a family. CMD: {_means_said(board, 'cmd')}.",
                 "Means over the cases of a family, of those that have a circuit at a size. CPR is the area under a line, "
                 "CMD that between it and 1. Dotted: the model.",
                 lambda: curves_figure(board),

@@ -91,10 +91,11 @@ def curves_figure(board: Scoreboard) -> Figure:
     """Mean faithfulness of the cases of a family against the fraction of all edges, a line a method."""
     kinds = [edges for edges in (False, True) if any(_curves(board, edges, f) for f in board.families)]
     figure, grid = _grid(board, kinds, board.families)
+    drawn = looks(board)
     for edges, panels in zip(kinds, grid, strict=True):
         for family, axes in zip(board.families, panels[:-1], strict=True):
             for method, (x, y) in _curves(board, edges, family).items():
-                axes.plot(x, y, label=label(method, 26), ms=3.5, lw=1.3, **looks(board)[method])
+                axes.plot(x, y, label=label(method, 26), ms=3.5, lw=1.3, **drawn[method])
             axes.axhline(1, color=LIGHT["soft"], lw=1, ls=(0, (1, 2)), zorder=1)
             log_axis(axes, "x")
             axes.set_title(f"{family}, {'methods of edges' if edges else 'methods of nodes'}")
@@ -165,7 +166,8 @@ def _grid(
     many = max((len(of_kind(board, edges)) for edges in kinds), default=1)
     tall = max(2.9, 0.6 + 0.19 * many)
     figure = figure_of(2.9 * len(columns) + 2.2, tall * max(1, len(kinds)))
-    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+    # The page cuts a little off the top and the left of a wide picture.
+    figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.2)
     widths = [1.0] * len(columns) + [0.7]
     grid = figure.subplots(max(1, len(kinds)), len(columns) + 1, squeeze=False, width_ratios=widths)
     return figure, [list(row) for row in grid]

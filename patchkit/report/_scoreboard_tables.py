@@ -14,14 +14,15 @@ from patchkit.results.scoreboard_measures import MEASURES
 What = Literal["nodes", "inputs", "edges"]
 WHATS: tuple[What, ...] = ("nodes", "inputs", "edges")
 
+_WEAK = 0.55
 # Measures of the columns, under their groups. Precision is of what a method itself scores.
 _GROUPS = (
+    ("forwards", ("cost",)),
     ("AUROC", ("node auroc", "input auroc", "edge auroc")),
     ("AUROC of one pair", ("single node auroc", "single input auroc", "single edge auroc")),
     ("", ("precision",)),
     ("circuit at the true size", ("faithfulness", "overlap")),
     ("all sizes", ("cpr", "cmd")),
-    ("forwards", ("cost",)),
 )
 
 
@@ -71,7 +72,8 @@ def _mean_entry(found: Mean | None, measure: str) -> Entry:
     if measure == "cost":
         return Entry(f"{found.mean:,.1f}")
     small = "" if found.interval is None else " to ".join(signed(end, 2) for end in found.interval)
-    heat = 2 * found.mean - 1 if measure.endswith("auroc") else None
+    # Weak, since the interval under it is small and grey.
+    heat = _WEAK * (2 * found.mean - 1) if measure.endswith("auroc") else None
     return Entry(signed(found.mean, 3), small, heat)
 
 
@@ -159,11 +161,12 @@ def cases(board: Scoreboard, family: str) -> Grid | None:
     """What is planted in each case of a family, how large it is, and how faithful its true circuit."""
     held = [case for case in board.cases if case.family == family]
     columns = [
-        "case", "what is in it", "task", "layers x heads", "nodes", "true", "edges", "true", "pairs", "held out", "faithful",
+        "case", "what is in it", "task", "layers x heads", "nodes", "true", "edges", "true", "pairs", "held out",
+        "faithful",
     ]  # fmt: skip
     told = (
-        f"{FAMILIES[family].capitalize()}. KV heads in brackets where heads share them; faithful: of the true circuit itself, "
-        "on held-out pairs."
+        f"{FAMILIES[family].capitalize()}. KV heads in brackets where heads share them; faithful: of the true circuit "
+        "itself, on held-out pairs."
     )
     return Grid(told, columns, [_case_row(case) for case in held]) if held else None
 

@@ -1,7 +1,7 @@
 """What the ground-truth study returns: every method on every case whose circuit is known. Saved as `scoreboard.json`.
 
-Cases are of three families. In `handmade` ones the circuit is written into the weights; in `siit` ones training has forced
-it; in `natural` ones it is what exhaustive exact patching finds. Ranks are by |score|, whatever the sign.
+Cases are of three families. In `handmade` ones the circuit is written into the weights; in `siit` ones training has
+forced it; in `natural` ones it is what exhaustive exact patching finds. Ranks are by |score|, whatever the sign.
 """
 
 from __future__ import annotations
