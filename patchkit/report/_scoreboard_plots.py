@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,7 +17,7 @@ from patchkit.results.scoreboard import Scoreboard
 _DASHES = ("-", "--", "-.", ":")
 # What has an axis of costs to itself: scores that cost nothing have no place on a logarithmic one.
 _LEAST_COST = 0.5
-Look = Mapping[str, str]
+Look = dict[str, Any]
 
 
 def looks(board: Scoreboard) -> dict[str, Look]:
@@ -175,7 +177,7 @@ def _grid(
 
 def _legend(row: Sequence[Axes]) -> None:
     """The names of all lines of a row, in the panel at its end."""
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes in row:
         for handle, said in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(said, handle)

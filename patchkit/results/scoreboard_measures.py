@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from patchkit.results.scoreboard import Case, Interval, Mean, MethodOnCase, Ranking, Scoreboard
+from patchkit.results.scoreboard import Case, Family, Interval, Mean, MethodOnCase, Ranking, Scoreboard
 
 _DRAWS, _SEED = 2000, 0
 #: Below this a difference is rounding.
@@ -148,38 +149,25 @@ def _plain(value: float) -> float:
 
 
 def all_means(cases: Sequence[Case], methods: Iterable[str]) -> list[Mean]:
-    """`Scoreboard.means`: every method by every measure, of each family and of all."""
-    families = list(dict.fromkeys(case.family for case in cases))
-    found = []
-    for method in methods:
-        for measure in MEASURES:
-            values = measured(cases, method, [measure])
-            groups = [("all", values)]
-            groups += [
-                (
-                    family,
-                    {
-                        case.name: values[case.name]
-                        for case in cases
-                        if case.family == family and case.name in values
-                    },
-                )
-                for family in families
-            ]
-            for family, held in groups:
-                if held:
-                    mean, interval = mean_of_cases(cases, held)
-                    found.append(
-                        Mean(
-                            method=method,
-                            family=family,
-                            measure=measure,
-                            mean=mean,
-                            interval=interval,
-                            cases=len(held),
-                        )
-                    )
-    return found
+    """`Scoreboard.means`: every method by every measure, of all cases and of each family."""
+    families: tuple[Family | Literal["all"], ...] = ("all", *dict.fromkeys(case.family for case in cases))
+    return [
+        mean
+        for method in methods
+        for measure in MEASURES
+        for family in families
+        if (mean := _mean(cases, method, measure, family)) is not None
+    ]
+
+
+def _mean(cases: Sequence[Case], method: str, measure: str, family: Family | Literal["all"]) -> Mean | None:
+    values = measured((case for case in cases if family in ("all", case.family)), method, [measure])
+    if not values:
+        return None
+    mean, interval = mean_of_cases(cases, values)
+    return Mean(
+        method=method, family=family, measure=measure, mean=mean, interval=interval, cases=len(values)
+    )
 
 
 @dataclass(frozen=True)

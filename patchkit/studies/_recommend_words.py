@@ -52,8 +52,8 @@ def _why(found: Recommendation, choice: Choice) -> str:
         return f"The best within the budget, and the cheapest of those not told from it: {', '.join(others)}."
     best = found.of_method(found.best)
     return (
-        f"The best mean is that of {best.method}, {_score(best)} at {best.cost:,.1f} forwards; these cases do not tell the "
-        "two apart, and of all such this is the cheapest."
+        f"The best mean is that of {best.method}, {_score(best)} at {best.cost:,.1f} forwards; these cases do not tell "
+        "the two apart, and of all such this is the cheapest."
     )
 
 
@@ -118,7 +118,11 @@ def _unseen(found: Recommendation) -> list[str]:
 
 
 def _left_out(left: Sequence[LeftOut]) -> list[str]:
-    return [f"Not compared: {'; '.join(f'{each.method}, {each.reason}' for each in left)}."] if left else []
+    """Methods that share a reason are named together."""
+    by_reason: dict[str, list[str]] = {}
+    for each in left:
+        by_reason.setdefault(each.reason, []).append(each.method)
+    return [f"Not compared: {', '.join(methods)}: {reason}." for reason, methods in by_reason.items()]
 
 
 def _score(choice: Choice) -> str:
