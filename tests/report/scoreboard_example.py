@@ -103,7 +103,7 @@ def edge_row(method: str, generator: random.Random, **changed: Any) -> MethodOnC
         "cpr": None if whole else 0.9 * quality,
         "cmd": None if whole else 1 - 0.95 * quality,
         "curve": [] if whole else [None, *curve[1:]],
-        "note": "nothing is left after pruning" if method == "random edges" else "",
+        "note": "a circuit, not scores" if whole else "",
     }
     return MethodOnCase(**(fields | changed))
 
