@@ -40,7 +40,8 @@ def test_the_row_is_printed_with_its_evidence(study: Path) -> None:
     for words in (
         "4 layers x 8 heads (2 KV)",
         "Recommended: atp-star (what atp-star is)",
-        "patchkit attribute --model varbind-llama-gqa --method atp-star --pairs pairs.jsonl --nodes q,k,v --verify 10 --out DIR",
+        "patchkit attribute --model varbind-llama-gqa --method atp-star --pairs pairs.jsonl --nodes q,k,v --verify 10 "
+        "--out DIR",
         "over 8 cases, every family weighed alike",
         "Runner-up: atp,",
         "Over the budget: exact",

@@ -160,3 +160,11 @@ def board(
 def bare_row(method: str) -> MethodOnCase:
     """A row of which nothing was measured but the cost."""
     return MethodOnCase(method=method, cost=0.0, nodes=None, edges=None, faithfulness=None)
+
+
+def smallest() -> Scoreboard:
+    """One case and two methods, with a number of every kind."""
+    methods = ("atp", "eap")
+    return board(
+        [case("lookup-llama", "lookup", "handmade", methods=methods)], {method: "" for method in methods}
+    )
