@@ -20,6 +20,8 @@ from patchkit.results.scoreboard import Scoreboard
 
 #: The page's name without its suffix, and that of the directory of its pictures.
 NAME = "ground-truth"
+# GitHub shows pictures some 900 pixels wide, and each version of them stays in the repository.
+_DPI = 110
 
 
 def write_scoreboard_docs(directory: Path | str, docs: Path | str) -> Path:
@@ -31,7 +33,7 @@ def write_scoreboard_docs(directory: Path | str, docs: Path | str) -> Path:
     board, docs = Scoreboard.load(directory), Path(docs)
     check(board)
     shown = pictures(board)
-    drawn = {f"{each.name}.png": to_png(each.draw()) for each in shown}
+    drawn = {f"{each.name}.png": to_png(each.draw(), dpi=_DPI) for each in shown}
     page = scoreboard_markdown(board, shown)
     beside = docs / NAME
     for old in sorted(beside.glob("*.png")) if beside.is_dir() else ():
@@ -72,7 +74,7 @@ def _part(title: str, blocks: Iterable[str]) -> list[str]:
 
 def _which(board: Scoreboard) -> list[str]:
     table = tables.leading(board)
-    told = _terms([*board.best.items(), *answers(board)])
+    told = _terms(board.best.items() or answers(board))
     ask = "For a model and a budget of your own: `patchkit recommend --model M --budget FORWARDS`."
     return [told, _markdown(table), ask if told else ""]
 

@@ -17,7 +17,7 @@ from patchkit.report._html import (
     signed,
 )
 from patchkit.report._scoreboard_pictures import Picture
-from patchkit.report._scoreboard_words import FAMILIES, conventions, costs
+from patchkit.report._scoreboard_words import FAMILIES, answers, conventions, costs
 from patchkit.report._study_sections import escape_lines, provenance
 from patchkit.results.manifest import Manifest
 from patchkit.results.scoreboard import Scoreboard
@@ -44,7 +44,7 @@ def findings(board: Scoreboard) -> str:
 
 def which(board: Scoreboard) -> str:
     """Which method for which question: the study's words, then who leads by each measure."""
-    listed = definitions((question, rich(said)) for question, said in board.best.items())
+    listed = definitions((question, rich(said)) for question, said in (board.best.items() or answers(board)))
     table = tables.leading(board)
     inside = listed + (table.html() if table is not None else "")
     if not inside:

@@ -8,7 +8,7 @@ from typing import Literal
 from patchkit.report._grid import Entry, Grid, name
 from patchkit.report._html import ABSENT, count, signed
 from patchkit.report._scoreboard_words import ASKED, FAMILIES, costs, counted, led, listed
-from patchkit.results.scoreboard import Case, Mean, Scoreboard
+from patchkit.results.scoreboard import Case, Interval, Mean, Scoreboard
 from patchkit.results.scoreboard_measures import MEASURES
 
 What = Literal["nodes", "inputs", "edges"]
@@ -71,10 +71,15 @@ def _mean_entry(found: Mean | None, measure: str) -> Entry:
         return Entry(ABSENT)
     if measure == "cost":
         return Entry(f"{found.mean:,.1f}")
-    small = "" if found.interval is None else " to ".join(signed(end, 2) for end in found.interval)
+    small = _span(found.interval)
     # Weak, since the interval under it is small and grey.
     heat = _WEAK * (2 * found.mean - 1) if measure.endswith("auroc") else None
     return Entry(signed(found.mean, 3), small, heat)
+
+
+def _span(interval: Interval | None) -> str:
+    """An interval that stays on one line."""
+    return "" if interval is None else "\u00a0to\u00a0".join(signed(end, 2) for end in interval)
 
 
 def _bolded(board: Scoreboard, rows: Sequence[list[Entry]], family: str) -> list[list[Entry]]:
@@ -106,13 +111,12 @@ def leading(board: Scoreboard) -> Grid | None:
     """Question by who is best at it, who is as good for all one can tell, and the cheapest of these."""
     known, rows = costs(board), []
     for question, best in led(board).items():
-        small = "" if best.interval is None else " to ".join(signed(end, 2) for end in best.interval)
         others = [method for method in best.like if method != best.best]
         rows.append(
             [
                 name(question, MEASURES[ASKED[question]].said),
                 name(best.best),
-                Entry(signed(best.mean, 3), small),
+                Entry(signed(best.mean, 3), _span(best.interval)),
                 name(listed(others) if others else ABSENT),
                 name(best.cheapest),
                 Entry(f"{known[best.cheapest]:,.1f}"),
