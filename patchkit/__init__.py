@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from patchkit.results.evaluation import Evaluation as Evaluation
     from patchkit.results.mask import MaskResult as MaskResult
     from patchkit.results.paths import PathResult as PathResult
+    from patchkit.results.recommendation import Recommendation as Recommendation
+    from patchkit.results.scoreboard import Scoreboard as Scoreboard
     from patchkit.results.scores import Convention as Convention
     from patchkit.results.scores import Scores as Scores
     from patchkit.results.scores import check_same_convention as check_same_convention
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
     from patchkit.runtime import without_failures as without_failures
     from patchkit.studies import StudyOptions as StudyOptions
     from patchkit.studies import run_study as run_study
+    from patchkit.studies.recommend import RecommendOptions as RecommendOptions
+    from patchkit.studies.recommend import recommend as recommend
     from patchkit.tracing import Blend as Blend
     from patchkit.tracing import Patch as Patch
     from patchkit.tracing import attention_from as attention_from
@@ -101,12 +105,15 @@ _HOME = {
     "patchkit.results.evaluation": ("Evaluation",),
     "patchkit.results.mask": ("MaskResult",),
     "patchkit.results.paths": ("PathResult",),
+    "patchkit.results.recommendation": ("Recommendation",),
+    "patchkit.results.scoreboard": ("Scoreboard",),
     "patchkit.results.scores": ("Convention", "Scores", "check_same_convention"),
     "patchkit.results.scrubbing": ("ScrubResult",),
     "patchkit.runtime": (
         "Execution", "joined_processes", "load_hosted", "serve", "started_processes", "use_execution", "without_failures",
     ),
     "patchkit.studies": ("StudyOptions", "run_study"),
+    "patchkit.studies.recommend": ("RecommendOptions", "recommend"),
     "patchkit.tracing": (
         "Blend", "Patch", "attention_from", "blended_logits", "capture", "capture_gradients", "compute_prefix",
         "run_patched",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchkit.cli import catalogue, doctor, edges, evaluate, masks, nodes, paths, plan, runs, study
+from patchkit.cli import catalogue, doctor, edges, evaluate, masks, nodes, paths, plan, recommend, runs, study
 from patchkit.cli.app import app as app
 
 app.command("demo")(study.demo)
@@ -16,6 +16,7 @@ app.command("edges")(edges.edges)
 app.command("paths")(paths.paths)
 app.command("evaluate")(evaluate.evaluate)
 app.command("plan", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(plan.plan)
+app.command("recommend")(recommend.recommend)
 app.command("study")(study.study)
 app.command("report")(runs.report)
 app.command("rerun")(runs.rerun)

@@ -11,6 +11,9 @@ from patchkit.report._edge_page import write_edges_report as write_edges_report
 from patchkit.report._edge_page import write_evaluation_report as write_evaluation_report
 from patchkit.report._edge_page import write_paths_report as write_paths_report
 from patchkit.report._edge_page import write_scrubbing_report as write_scrubbing_report
+from patchkit.report._scoreboard_docs import write_scoreboard_docs as write_scoreboard_docs
+from patchkit.report._scoreboard_page import scoreboard_page as scoreboard_page
+from patchkit.report._scoreboard_page import write_scoreboard_report as write_scoreboard_report
 from patchkit.report.page import mask_page as mask_page
 from patchkit.report.page import recall_page as recall_page
 from patchkit.report.page import scores_page as scores_page

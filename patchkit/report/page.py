@@ -11,6 +11,7 @@ from patchkit.report import _edge_page as edge_page
 from patchkit.report import _ioi_page as ioi_page
 from patchkit.report import _mask_sections as from_mask
 from patchkit.report import _recall_sections as from_recall
+from patchkit.report import _scoreboard_page as scoreboard_page
 from patchkit.report import _scores_sections as from_scores
 from patchkit.report import _scores_words as scores_words
 from patchkit.report import _study_sections as from_study
@@ -63,6 +64,7 @@ def _writers() -> dict[str, tuple[str, Callable[[Path], Path]]]:
         "recall.json": ("`patchkit study attribution-recall`", write_recall_report),
         **edge_page.WRITERS,
         **ioi_page.WRITERS,
+        **scoreboard_page.WRITERS,
     }
 
 

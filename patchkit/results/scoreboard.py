@@ -173,6 +173,16 @@ class Scoreboard(_Frozen):
             None,
         )
 
+    def of_edges(self, method: str) -> bool:
+        """Whether a method scores edges: its circuits are of edges in some case."""
+        rows = (case.of(method) for case in self.cases)
+        return any(row is not None and row.n_edges is not None for row in rows)
+
+    @property
+    def families(self) -> list[Family]:
+        """Those that cases are of, in their order."""
+        return list(dict.fromkeys(case.family for case in self.cases))
+
     def missed(self, method: str, what: Literal["nodes", "inputs", "edges"]) -> dict[str, tuple[int, int]]:
         """Kind of failure -> (missed, total), over all cases."""
         found: dict[str, tuple[int, int]] = {}

@@ -34,6 +34,7 @@ from patchkit.results.scrubbing import Scrubbing
 from patchkit.results.study import VariableBindingStudy
 from patchkit.runtime import Journal
 from tests.report import (
+    scoreboard_example,
     test_circuits_page,
     test_edges_page,
     test_evaluation_page,
@@ -346,6 +347,7 @@ SCRUBBING = model_specimen(
 )
 RECALL = model_specimen("recall", test_recall_page.study(), "recall.json")
 CIRCUITS = model_specimen("circuits", test_circuits_page.study(), "circuits.json")
+SCOREBOARD = model_specimen("scoreboard", scoreboard_example.smallest(), "scoreboard.json")
 IOI = model_specimen("ioi", test_ioi_page.study(), "ioi.json")
 MANIFEST = Specimen(
     "manifest",
@@ -377,7 +379,7 @@ SHARDED = Specimen(
     _open,
 )
 
-JSON_RESULTS = (EVALUATION, PATHS, SCRUBBING, RECALL, CIRCUITS, IOI)
+JSON_RESULTS = (EVALUATION, PATHS, SCRUBBING, RECALL, CIRCUITS, SCOREBOARD, IOI)
 SPECIMENS = (
     PAIRS_IDS, PAIRS_TEXT, PAIRS_CSV, TRIPLES_IDS, TRIPLES_TEXT, GRAPH_JSON, GRAPH_PT, CIRCUIT, CIRCUIT_MASK,
     CIRCUIT_NAMES, CIRCUIT_LIST, EDGES, SCORES, MASK, *JSON_RESULTS, MANIFEST, CHECKPOINT, JOURNAL, MIB,
