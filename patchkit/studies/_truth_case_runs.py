@@ -63,7 +63,7 @@ def measure_case(
     runs.run()
     weights = _bootstraps(len(pairs), draws, settings.seeds[0])
     rows = [
-        _row(found, truth, graph, result(runs, each, true_nodes, true_edges), weights)
+        _row(case, found, truth, graph, result(runs, each, true_nodes, true_edges), weights)
         for found, each in zip(scored, chosen, strict=True)
     ]
     dims = model.dims
@@ -102,7 +102,7 @@ def _bootstraps(pairs: int, draws: int, seed: int) -> Tensor:
 
 
 def _row(
-    found: MethodScores, truth: Truth, graph: EdgeGraph, run: CircuitResult, weights: Tensor
+    case: KnownCase, found: MethodScores, truth: Truth, graph: EdgeGraph, run: CircuitResult, weights: Tensor
 ) -> MethodOnCase:
     real = graph.real
     drawn = found.drawn(graph, weights)
@@ -110,14 +110,21 @@ def _row(
     pair_edges = None if found.pair_edges is None else found.pair_edges[:, real]
     seeds = [auroc(floored(nodes), truth.nodes.true) for nodes in found.by_seed]
     line = run.curve
+    # Where exact patching is the truth it is not measured against itself.
+    truth_itself = case.known is None
+    own_nodes, own_edges = (truth_itself and found.method == name for name in ("exact", "exact edges"))
+    notes = ["nothing is left of its circuit after pruning"] if run.empty else []
+    notes += ["it is the truth here"] if own_nodes or own_edges else []
     return MethodOnCase(
         method=found.method,
         cost=round(found.cost, 3),
-        nodes=ranking(truth.nodes, found.nodes, found.pair_nodes, drawn_nodes),
+        nodes=None if own_nodes else ranking(truth.nodes, found.nodes, found.pair_nodes, drawn_nodes),
         inputs=None
-        if found.inputs is None
+        if found.inputs is None or own_nodes
         else ranking(truth.inputs, found.inputs, found.pair_inputs, drawn_inputs),
-        edges=ranking(
+        edges=None
+        if own_edges
+        else ranking(
             truth.edges,
             found.edges[real],
             pair_edges,
@@ -130,7 +137,7 @@ def _row(
         cmd=None if line is None else _rounded(line.cmd),
         curve=[] if line is None else [_rounded(value) for value in line.f],
         seeds=[round(value, 4) for value in seeds if value is not None],
-        note="nothing is left of its circuit after pruning" if run.empty else "",
+        note="; ".join(notes),
     )
 
 

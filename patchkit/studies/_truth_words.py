@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from patchkit.results.rank import rank_correlation
-from patchkit.results.scoreboard import Case, Mean, MethodOnCase, Recovery
-from patchkit.studies._truth_means import LESS, leaders
+from patchkit.results.scoreboard import Case, MethodOnCase, Recovery, Scoreboard
+from patchkit.results.scoreboard_measures import MEASURES, Leaders, leaders
 from patchkit.studies._truth_methods import METHODS
 from patchkit.zoo.programs import failures
 
@@ -31,42 +31,48 @@ _EXACT = ("exact", "exact edges")
 
 
 class Words:
-    """Sentences about one scoreboard's cases and means."""
+    """Sentences about one scoreboard."""
 
-    def __init__(self, cases: Sequence[Case], means: Sequence[Mean], draws: int, seed: int) -> None:
-        self.cases, self.draws, self.seed = cases, draws, seed
-        self._means = {(each.method, each.measure): each for each in means if each.family == "all"}
+    def __init__(self, board: Scoreboard) -> None:
+        self.board, self.cases = board, board.cases
+        self._means = {(each.method, each.measure): each for each in board.means if each.family == "all"}
 
     def best(self) -> dict[str, str]:
         """Question -> which method is best for it, and which is the cheapest that cannot be told from it."""
+        costs = {
+            method: self._paid(method) for method in METHODS if method not in _EXACT and self._ran(method)
+        }
         found: dict[str, str] = {}
         for question, measure in QUESTIONS.items():
-            others = [method for method in METHODS if method not in _EXACT]
-            near = leaders(self.cases, others, measure, self.draws, self.seed)
-            if near:
-                found[question] = self._best(measure, near)
+            leading = leaders(self.board, [measure], costs)
+            if leading is not None:
+                found[question] = self._best(measure, leading)
         return found
 
-    def _best(self, measure: str, near: Sequence[tuple[str, float]]) -> str:
-        first = near[0][0]
+    def _ran(self, method: str) -> bool:
+        return (method, "cost") in self._means
+
+    def _best(self, measure: str, leading: Leaders) -> str:
+        first, cheapest = leading.best, leading.cheapest
         said = f"{first} ({self._said(first, measure)}, {self._cost(first)})"
-        if len(near) > 1:
-            cheapest = min((method for method, _ in near), key=self._paid)
-            tied = ", ".join(method for method, _ in near[1:])
-            said += f"; on these cases {tied} cannot be told from it"
-            if cheapest != first:
-                said += f", of which {cheapest} is cheapest ({self._said(cheapest, measure)}, {self._cost(cheapest)})"
-        exact = [self._means.get((method, measure)) for method in _EXACT]
-        known = [each for each in exact if each is not None]
-        if known:
-            top = (min if measure in LESS else max)(known, key=lambda each: each.mean)
-            said += f". {_named(top.method)} has {top.mean:.3f} at {self._cost(top.method)}"
+        others = [method for method in leading.like if method != first]
+        if others:
+            said += f"; on these cases {', '.join(others)} cannot be told from it"
+        if cheapest != first:
+            said += (
+                f", of which {cheapest} is cheapest ({self._said(cheapest, measure)}, {self._cost(cheapest)})"
+            )
+        exact = [each for method in _EXACT if (each := self._means.get((method, measure))) is not None]
+        if exact:
+            top = (max if MEASURES[measure].higher else min)(exact, key=lambda each: each.mean)
+            cases = "" if top.cases == len(self.cases) else ", where it is not itself the truth"
+            said += f". {_named(top.method)} has {top.mean:.3f} at {self._cost(top.method)}{cases}"
         return f"{said}."
 
     def _said(self, method: str, measure: str) -> str:
         found = self._means[method, measure]
         spread = "" if found.interval is None else f" [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
-        return f"mean {_spoken(measure)} {found.mean:.3f}{spread}"
+        return f"{MEASURES[measure].said} {found.mean:.3f}{spread}"
 
     def _paid(self, method: str) -> float:
         return self._means[method, "cost"].mean
@@ -74,17 +80,16 @@ class Words:
     def _cost(self, method: str) -> str:
         return f"{self._paid(method):,.1f} forwards a pair"
 
-    def findings(self, recovery: Sequence[Recovery]) -> list[str]:
+    def findings(self) -> list[str]:
         """What the table shows."""
-        told = [
+        return [
             *self._estimates("node auroc", "heads and MLPs"),
             *self._estimates("edge auroc", "edges"),
-            *_recovered(recovery),
+            *_recovered(self.board.recovery),
             *_lost(self.cases),
             *self._blind(),
             *self._overlap_and_faithfulness(),
         ]
-        return told
 
     def _estimates(self, measure: str, what: str) -> list[str]:
         """The best cheap method, and what one gradient alone gives."""
@@ -178,14 +183,6 @@ def _lost(cases: Sequence[Case]) -> list[str]:
 
 def _gap(row: MethodOnCase) -> float:
     return abs(1 - (row.faithfulness or 0.0))
-
-
-def _spoken(measure: str) -> str:
-    return (
-        measure.replace("auroc", "AUROC")
-        .replace("cmd", "CMD")
-        .replace("faithfulness gap", "|1 - faithfulness|")
-    )
 
 
 def _named(method: str) -> str:

@@ -24,10 +24,10 @@ from patchkit.results.curves import FRACTIONS
 from patchkit.results.formats import read_model, write_model
 from patchkit.results.manifest import CHECKPOINT
 from patchkit.results.scoreboard import Case, Scoreboard
+from patchkit.results.scoreboard_measures import all_means
 from patchkit.runtime import Progress
 from patchkit.studies._truth_case_runs import measure_case
 from patchkit.studies._truth_cases import KnownCase, handmade_cases, natural_cases
-from patchkit.studies._truth_means import means
 from patchkit.studies._truth_methods import METHODS, MethodSettings
 from patchkit.studies._truth_words import Words, recoveries
 from patchkit.zoo.programs import failures
@@ -43,7 +43,7 @@ class TruthOptions:
     Attributes:
         pairs: that methods score on; `test_pairs`: held-out ones, that circuits run on.
         seed: of the pairs; the held-out pairs have the next.
-        draws: bootstraps, of pairs and of cases.
+        draws: bootstraps of the pairs; those of cases are the scoreboard's own.
         settings: parameters of the methods.
     """
 
@@ -111,10 +111,7 @@ def run_ground_truth(
 def summarised(cases: Sequence[Case], options: TruthOptions, command: str, seconds: float) -> Scoreboard:
     """Means, recoveries and words of some measured cases."""
     settings = options.settings
-    over = means(cases, list(METHODS), options.draws, options.seed)
-    recovery = recoveries(cases)
-    words = Words(cases, over, options.draws, options.seed)
-    return Scoreboard(
+    board = Scoreboard(
         question=QUESTION,
         date=datetime.now(timezone.utc).date().isoformat(),
         versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
@@ -133,13 +130,15 @@ def summarised(cases: Sequence[Case], options: TruthOptions, command: str, secon
         methods=METHODS,
         kinds=failures.KINDS,
         cases=list(cases),
-        means=over,
-        recovery=recovery,
-        findings=words.findings(recovery),
-        best=words.best(),
+        means=all_means(cases, METHODS),
+        recovery=recoveries(cases),
+        findings=[],
+        best={},
         command=command,
         seconds=round(seconds, 1),
     )
+    words = Words(board)
+    return board.model_copy(update={"findings": words.findings(), "best": words.best()})
 
 
 def case_of(model: PatchModel) -> KnownCase:

@@ -11,7 +11,6 @@ from patchkit.model import EdgeGraph
 from patchkit.results.circuit import Circuit
 from patchkit.results.scoreboard import Case, Interval, MethodOnCase, Missed, Ranking
 from patchkit.studies._truth_circuits import choose
-from patchkit.studies._truth_means import leaders, means
 from patchkit.studies._truth_measures import Labels, floored, ranking
 from patchkit.studies._truth_scores import MethodScores, attention_inputs, edges_of_nodes, from_nodes
 from patchkit.studies._truth_words import recoveries
@@ -173,41 +172,6 @@ def case(family: str, name: str, *rows: MethodOnCase) -> Case:
         methods=list(rows),
         seconds=0.0,
     )
-
-
-def test_families_weigh_alike() -> None:
-    cases = [
-        case("handmade", "a", row("atp", 1.0)),
-        case("handmade", "b", row("atp", 0.8)),
-        case("handmade", "c", row("atp", None)),
-        case("siit", "d", row("atp", 0.5)),
-    ]
-    found = {(each.family, each.measure): each for each in means(cases, ["atp"], 200, 0)}
-    assert found["handmade", "node auroc"].mean == pytest.approx(0.9)
-    assert found["all", "node auroc"].mean == pytest.approx(0.7)
-    assert found["all", "node auroc"].cases == 3
-    assert found["siit", "node auroc"].interval is None
-    low, high = found["handmade", "node auroc"].interval or (0.0, 0.0)
-    assert 0.8 <= low < high <= 1.0
-
-
-def test_exact_patching_is_not_measured_against_itself() -> None:
-    cases = [case("natural", "a", row("exact", 1.0), row("atp", 0.9))]
-    found = {(each.method, each.measure) for each in means(cases, ["exact", "atp"], 10, 0)}
-    assert ("atp", "node auroc") in found and ("exact", "node auroc") not in found
-
-
-def test_leaders_are_those_that_cannot_be_told_from_the_best() -> None:
-    cases = [
-        case(
-            "handmade", str(i), row("a", 0.9 + 0.01 * (i % 2)), row("b", 0.91 - 0.01 * (i % 2)), row("c", 0.5)
-        )
-        for i in range(12)
-    ]
-    assert {method for method, _ in leaders(cases, ["a", "b", "c"], "node auroc", 200, 0)} == {"a", "b"}
-    # Of cost less is better.
-    dear = [case("handmade", str(i), row("a", 1.0, cost=5.0), row("b", 1.0, cost=2.0)) for i in range(4)]
-    assert leaders(dear, ["a", "b"], "cost", 50, 0) == [("b", 2.0)]
 
 
 def test_recoveries_name_what_is_left_and_why() -> None:
