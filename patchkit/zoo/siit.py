@@ -145,7 +145,8 @@ class SiitCase:
         Raises:
             InputError: a word that the tokenizer does not know.
         """
-        return [tuple(self._ids(tokenizer, (tokenizer.bos_token, *prompt))) for prompt in prompts]
+        begin = SPECIAL[1]
+        return [tuple(self._ids(tokenizer, (begin, *prompt))) for prompt in prompts]
 
     def answer_ids(self, tokenizer: PreTrainedTokenizerBase, answers: Iterable[str]) -> list[int]:
         """The token of each answer.
@@ -155,8 +156,8 @@ class SiitCase:
         """
         return self._ids(tokenizer, answers)
 
-    def _ids(self, tokenizer: PreTrainedTokenizerBase, words: Iterable[str | None]) -> list[int]:
-        listed = [str(word) for word in words]
+    def _ids(self, tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> list[int]:
+        listed = list(words)
         ids = tokenizer.convert_tokens_to_ids(listed)
         assert isinstance(ids, list)
         for word, number in zip(listed, ids, strict=True):
@@ -196,7 +197,7 @@ _ADD = SiitCase(
 )
 
 _CHAIN = SiitCase(
-    name="siit-chain-llama",
+    name="siit-chain-gpt2",
     task="a sum and a difference modulo 8, in two steps: `3 plus 6 minus 5 is` -> `4`",
     vocabulary=programs.CHAIN_WORDS,
     draw=programs.draw_chain,
@@ -261,7 +262,7 @@ _CHOICE = SiitCase(
 )
 
 _INDUCTION = SiitCase(
-    name="siit-induction-gpt2",
+    name="siit-induction-llama",
     task="what followed this word the first time: `e b h a c g d f . b` -> `h`",
     vocabulary=programs.SEQUENCE_WORDS,
     draw=programs.draw_sequence,
