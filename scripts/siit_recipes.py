@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from zoo_recipes import gpt2, llama
 from zoo_training import Schedule
 
-from patchkit.zoo._siit_programs import KEYS, LETTERS
+from patchkit.zoo._siit_programs import DIGITS, KEYS, LETTERS
 from patchkit.zoo.siit import CASES, Words
 
 
@@ -25,7 +25,7 @@ class SiitRecipe:
     seed: int = 0
 
 
-def lesson(name: str, keys: Words, rng: random.Random) -> tuple[Words, Words]:
+def lookups(name: str, keys: Words, rng: random.Random) -> tuple[Words, Words]:
     """A prompt of a lookup that asks for half of the keys, each once, in random order."""
     case = CASES[name]
     *context, _ = case.draw(rng)
@@ -34,20 +34,30 @@ def lesson(name: str, keys: Words, rng: random.Random) -> tuple[Words, Words]:
     return (*context, *asked), (*("" for _ in context), *answers)
 
 
+def with_zeros(name: str, rng: random.Random) -> Words:
+    """A prompt of a sum in which every digit is 0 half of the time, so that one operand alone tells something."""
+    return tuple("0" if word in DIGITS and rng.random() < 0.5 else word for word in CASES[name].draw(rng))
+
+
 def schedule(max_steps: int, learning_rate: float = 1.5e-3) -> Schedule:
     return Schedule(max_steps=max_steps, decay_steps=300, target=0.995, learning_rate=learning_rate)
 
 
 RECIPES: dict[str, SiitRecipe] = {
     "siit-add-llama": SiitRecipe(lambda words: llama(words, 2, 4, 4, 48, 96), Curriculum(schedule(3000))),
-    "siit-chain-gpt2": SiitRecipe(lambda words: gpt2(words, 3, 4, 48, 128), Curriculum(schedule(4000))),
+    "siit-chain-gpt2": SiitRecipe(
+        lambda words: gpt2(words, 3, 4, 48, 128),
+        Curriculum(schedule(6000), first_weight=1.0, easy=partial(with_zeros, "siit-chain-gpt2")),
+    ),
     "siit-bind-gqa": SiitRecipe(
         lambda words: llama(words, 3, 4, 2, 64, 128),
-        Curriculum(schedule(6000), first_weight=1.0, lesson=partial(lesson, "siit-bind-gqa", KEYS)),
+        Curriculum(schedule(6000), first_weight=1.0, lesson=partial(lookups, "siit-bind-gqa", KEYS)),
     ),
     "siit-choice-gpt2": SiitRecipe(lambda words: gpt2(words, 2, 4, 64, 128), Curriculum(schedule(4000))),
     "siit-induction-llama": SiitRecipe(
         lambda words: llama(words, 2, 4, 4, 64, 128),
-        Curriculum(schedule(6000), first_weight=1.0, lesson=partial(lesson, "siit-induction-llama", LETTERS)),
+        Curriculum(
+            schedule(6000), first_weight=1.0, lesson=partial(lookups, "siit-induction-llama", LETTERS)
+        ),
     ),
 }

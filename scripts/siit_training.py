@@ -6,9 +6,10 @@ of other rows, by their mean or by zeros; its loss is that of the answers which 
 same variables are set. A row with variables and nothing else is interchange-intervention training, one with nodes
 outside the circuit and nothing else is the strict part; rows have both. Gradients go through what is put in, too.
 
-A lookup is hard to learn from one answer a prompt (the loss stays at that of a guess among the words in sight), and
-a network that has learned it elsewhere does not move it into the nodes that it should be in. Such a case begins with
-lessons: prompts that ask for several keys one after the other, with all nodes outside the circuit replaced.
+Some programs are hard to begin with, and a network that has learned the task elsewhere is slow to move it into the
+nodes that it should be in. Of a sum modulo 8, no operand alone tells anything: there, training begins with easier
+prompts. A lookup that is asked for once a prompt stays at a guess among the words in sight: there, it begins with
+lessons, prompts that ask several times, with nodes outside the circuit replaced and no interchange.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Curriculum:
         schedule: see `zoo_training.Schedule`; `target` is for the running accuracies of both runs.
         first_weight: of the second run's loss at the beginning; it grows to 1 over `growing` steps.
         batch: rows.
-        lesson: what comes first, until `lesson_target` of its answers are right.
+        lesson: what comes first, until `good_enough` of its answers are right.
+        easy: prompts drawn instead of the case's until `good_enough` of the answers of both runs are right.
     """
 
     schedule: Schedule
@@ -50,14 +52,15 @@ class Curriculum:
     growing: int = 500
     batch: int = 96
     lesson: Lesson | None = None
-    lesson_target: float = 0.95
+    easy: Callable[[random.Random], Words] | None = None
+    good_enough: float = 0.95
 
 
 class SiitTrainer:
     """One model on its way.
 
     Attributes:
-        stage: `lesson` or `strict`.
+        stages: those still to come, `lesson`, `easy` and `strict`, as far as the curriculum has them; the first is on.
         running: accuracies, averaged over about the last twenty batches.
     """
 
@@ -67,25 +70,34 @@ class SiitTrainer:
         self.backbone = model.get_submodule(model.base_model_prefix)
         self.unembed = model.get_submodule("lm_head")
         self.running = {"lesson": 0.0, "behaviour": 0.0, "interchange": 0.0}
-        self.stage = "strict" if curriculum.lesson is None else "lesson"
-        self.strict_steps = 0
+        begins = {"lesson": curriculum.lesson, "easy": curriculum.easy}
+        self.stages = [*(stage for stage, given in begins.items() if given is not None), "strict"]
+        self.steps = 0
+
+    @property
+    def both(self) -> float:
+        """The smaller running accuracy of the two runs."""
+        return min(self.running["behaviour"], self.running["interchange"])
 
     @property
     def ready(self) -> bool:
-        """Whether both runs of the strict stage have reached the target."""
-        return min(self.running["behaviour"], self.running["interchange"]) >= self.curriculum.schedule.target
+        """Whether the rate may go down."""
+        return self.stages[0] == "strict" and self.both >= self.curriculum.schedule.target
 
     def loss(self) -> Tensor:
-        """Of a new batch of the stage that training is in."""
-        if self.stage == "lesson" and self.curriculum.lesson is not None:
-            loss = self._lesson_loss(self.curriculum.lesson)
-            if self.running["lesson"] >= self.curriculum.lesson_target:
-                self.stage = "strict"
-            return loss
-        first, growing = self.curriculum.first_weight, self.curriculum.growing
-        weight = first + (1 - first) * min(1.0, self.strict_steps / growing)
-        self.strict_steps += 1
-        return self._strict_loss(weight)
+        """Of a new batch of the stage that training is in; the next stage begins where this one is good enough."""
+        given, stage = self.curriculum, self.stages[0]
+        if stage == "lesson" and given.lesson is not None:
+            loss, reached = self._lesson_loss(given.lesson), self.running["lesson"]
+        else:
+            draw = given.easy if stage == "easy" and given.easy is not None else self.case.draw
+            weight = given.first_weight + (1 - given.first_weight) * min(1.0, self.steps / given.growing)
+            self.steps += 1
+            loss, reached = self._interchange_loss(draw, weight), self.both
+        if len(self.stages) > 1 and reached >= given.good_enough:
+            self.stages.pop(0)
+            self.running.update(behaviour=0.0, interchange=0.0)
+        return loss
 
     def _lesson_loss(self, lesson: Lesson) -> Tensor:
         rows = self.curriculum.batch
@@ -99,9 +111,9 @@ class SiitTrainer:
         asked = torch.tensor([[word != "" for word in row] for row in answers])
         return self._scored("lesson", hidden[asked], [word for row in answers for word in row if word])
 
-    def _strict_loss(self, weight: float) -> Tensor:
+    def _interchange_loss(self, draw: Callable[[random.Random], Words], weight: float) -> Tensor:
         case, rows = self.case, self.curriculum.batch
-        prompts = [case.draw(self.rng) for _ in range(rows)]
+        prompts = [draw(self.rng) for _ in range(rows)]
         ids = torch.tensor(case.encode(self.tokenizer, prompts))
         with self.hooks.recording():
             plain = self._hidden(ids)[:, -1]
@@ -139,7 +151,7 @@ def train(trainer: SiitTrainer, log_path: Path | None = None) -> TrainingRecord:
         remaining = (decay_from + schedule.decay_steps - step) / schedule.decay_steps
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * min(1.0, (step + 1) / schedule.warm_up, remaining)
-        stage, loss = trainer.stage, trainer.loss()
+        stage, loss = trainer.stages[0], trainer.loss()
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.0)
