@@ -40,7 +40,7 @@ def with_zeros(name: str, rng: random.Random) -> Words:
 
 
 def schedule(max_steps: int, learning_rate: float = 1.5e-3) -> Schedule:
-    return Schedule(max_steps=max_steps, decay_steps=300, target=0.995, learning_rate=learning_rate)
+    return Schedule(max_steps=max_steps, decay_steps=400, target=0.995, learning_rate=learning_rate)
 
 
 RECIPES: dict[str, SiitRecipe] = {

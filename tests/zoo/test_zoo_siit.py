@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +16,9 @@ from patchkit.model import EdgeGraph
 from patchkit.model.sites import parse_node
 from patchkit.studies.siit_checks import _Runs, interchange_accuracy, non_circuit_change
 from patchkit.zoo import siit
-from patchkit.zoo.cards import read_card
 from patchkit.zoo.siit import CASES, SiitCase, Words
 from tests import siit_oracle as oracle
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(CASES)
 ENOUGH, AT_MOST = 0.98, 0.02
 
@@ -286,18 +281,3 @@ def oracle_answers(
 ) -> torch.Tensor:
     ids = case.encode(case.tokenizer(), prompts)
     return torch.tensor([oracle.answer(plain, *each) for each in zip(ids, values, strict=True)])
-
-
-# The script.
-
-
-@pytest.mark.slow
-def test_the_training_script(tmp_path: Path) -> None:
-    out = tmp_path / "model"
-    command = [sys.executable, str(ROOT / "scripts" / "train_siit.py"), "--case", "siit-bind-gqa"]
-    options = ["--out", str(out), "--seed", "5", "--max-steps", "3", "--prompts", "20"]
-    done = subprocess.run([*command, *options], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert "siit-bind-gqa: seed 5, 3 steps" in done.stdout
-    card = read_card(out)
-    assert (card.name, card.seed, card.train_steps) == ("siit-bind-gqa", 5, 3)
-    assert card.worst_accuracy < ENOUGH
