@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from siit_swaps import NARROW_LESSON
 from siit_training import Curriculum
 from transformers import PreTrainedModel
 from zoo_recipes import gpt2, llama
 from zoo_training import Schedule
 
-from patchkit.zoo._siit_programs import DIGITS, KEYS, LETTERS
+from patchkit.zoo._siit_programs import COLOURS, DIGITS, KEYS, LETTERS
 from patchkit.zoo.siit import CASES, Words
 
 
@@ -39,6 +40,14 @@ def with_zeros(name: str, rng: random.Random) -> Words:
     return tuple("0" if word in DIGITS and rng.random() < 0.5 else word for word in CASES[name].draw(rng))
 
 
+def with_few_colours(name: str, rng: random.Random) -> Words:
+    """A prompt whose colours are two of the first three: fewer to tell apart."""
+    while True:
+        prompt = CASES[name].draw(rng)
+        if set(prompt[:2]) <= set(COLOURS[:3]):
+            return prompt
+
+
 def schedule(max_steps: int, learning_rate: float = 1.5e-3) -> Schedule:
     return Schedule(max_steps=max_steps, decay_steps=400, target=0.995, learning_rate=learning_rate)
 
@@ -53,11 +62,17 @@ RECIPES: dict[str, SiitRecipe] = {
         lambda words: llama(words, 3, 4, 2, 64, 128),
         Curriculum(schedule(6000), first_weight=1.0, lesson=partial(lookups, "siit-bind-gqa", KEYS)),
     ),
-    "siit-choice-gpt2": SiitRecipe(lambda words: gpt2(words, 2, 4, 64, 128), Curriculum(schedule(4000))),
+    "siit-choice-gpt2": SiitRecipe(
+        lambda words: gpt2(words, 2, 4, 64, 256),
+        Curriculum(schedule(5000), first_weight=1.0, easy=partial(with_few_colours, "siit-choice-gpt2")),
+    ),
     "siit-induction-llama": SiitRecipe(
         lambda words: llama(words, 2, 4, 4, 64, 128),
         Curriculum(
-            schedule(6000), first_weight=1.0, lesson=partial(lookups, "siit-induction-llama", LETTERS)
+            schedule(6000),
+            first_weight=1.0,
+            lesson=partial(lookups, "siit-induction-llama", LETTERS),
+            lesson_shares=NARROW_LESSON,
         ),
     ),
 }
