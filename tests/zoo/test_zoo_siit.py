@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from patchkit import InputError, PatchModel, load, zoo
+from patchkit import InputError, PatchModel, load, patch_edges, zoo
 from patchkit.model import EdgeGraph
 from patchkit.model.sites import parse_node
 from patchkit.studies.siit_checks import _Runs, interchange_accuracy, non_circuit_change
@@ -193,6 +193,21 @@ def test_all_together_are_under_three_megabytes() -> None:
     assert sum(path.stat().st_size for path in files) < 3_000_000
     architectures = [(zoo.card(name).architecture, zoo.card(name).kv_heads) for name in NAMES]
     assert {("LlamaForCausalLM", 4), ("LlamaForCausalLM", 2), ("GPT2LMHeadModel", 4)} <= set(architectures)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_program_s_edges_carry_the_answer(name: str) -> None:
+    """By exact patching on pairs: each of them more than any other edge; of queries, keys and values the largest counts."""
+    model, case = shipped(name), CASES[name]
+    scores = patch_edges(model, case.pairs(model.tokenizer, 4, seed=0), by_query=True)
+    magnitudes = scores.mean_abs if scores.by_query is None else scores.by_query[1]
+    graph = EdgeGraph.of(model.dims, by_query_head=True)
+    strongest: dict[str, float] = {}
+    for sender, receiver in graph.real.nonzero().tolist():
+        edge = graph.edge_name(sender, receiver).split("<")[0]
+        strongest[edge] = max(strongest.get(edge, 0.0), float(magnitudes[sender, receiver]))
+    weakest = min(strongest[edge] for edge in case.edges)
+    assert weakest > max(value for edge, value in strongest.items() if edge not in case.edges)
 
 
 # The checks can fail.
