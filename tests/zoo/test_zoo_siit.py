@@ -197,7 +197,7 @@ def test_all_together_are_under_three_megabytes() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_program_s_edges_carry_the_answer(name: str) -> None:
-    """By exact patching on pairs: each of them more than any other edge; of queries, keys and values the largest counts."""
+    """By exact patching: each of them more than any other edge; of queries, keys and values the largest counts."""
     model, case = shipped(name), CASES[name]
     scores = patch_edges(model, case.pairs(model.tokenizer, 4, seed=0), by_query=True)
     magnitudes = scores.mean_abs if scores.by_query is None else scores.by_query[1]
