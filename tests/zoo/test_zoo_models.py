@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from patchkit import zoo
 from patchkit.errors import InputError
 from patchkit.tasks import ioi_language, language
+from patchkit.zoo.siit import CASES
 
 TRAINED = [name for name in zoo.names() if zoo.find(name) is not None]
 BINDING = ["varbind-llama", "varbind-llama-gqa"]
@@ -32,7 +33,9 @@ def accuracy(
 
 
 def test_what_is_embedded() -> None:
-    expected = {*BINDING, "ioi-gpt2", "induction-2l", "handmade-llama", "handmade-llama-saturated"}
+    expected = {*BINDING, "ioi-gpt2", "induction-2l", "handmade-llama", "handmade-llama-saturated"} | set(
+        CASES
+    )
     assert set(zoo.names()) == expected
     assert set(TRAINED) == {name for name in expected if not name.startswith("handmade")}
 
