@@ -179,10 +179,11 @@ RECIPES["varbind-llama-gqa-early"] = replace(
     schedule=replace(RECIPES["varbind-llama-gqa"].schedule, ends_at=1600),
     shows=(
         "the same run as varbind-llama-gqa, ended at step 1600 of 2,350: it recalls and compares, and adds and subtracts "
-        "about every second time. What `patchkit compare` is shown on: what differs between two stages of one training run"
+        "about every second time. What `patchkit compare` is shown on: what differs between two stages of one training "
+        "run"
     ),
     does_not_show=(
-        "fine-tuning on another task, or how large models change: its rate had not been taken down yet, and the stage was "
-        "chosen for being half-way through what it learns last"
+        "fine-tuning on another task, or how large models change: its rate had not been taken down yet, and the stage "
+        "was chosen for being half-way through what it learns last"
     ),
 )

@@ -52,8 +52,9 @@ def check_alike(first: PatchModel, second: PatchModel) -> None:
         )
         if here != there:
             raise InputError(
-                f"{first.name} and {second.name} have different vocabularies: {word!r} is {here} of the first and {there} "
-                "of the second, so they cannot be given the same prompts. Compare two training stages of one model"
+                f"{first.name} and {second.name} have different vocabularies: {word!r} is {here} of the first and "
+                f"{there} of the second, so they cannot be given the same prompts. Compare two training stages of one "
+                "model"
             )
 
 
@@ -136,8 +137,8 @@ def _prepared(
     for name, rest in (("direction", "noise"), ("ablation", "resample")):
         if getattr(options, name) != rest:
             raise InputError(
-                f"cross-model patching puts the donor's activations into clean prompts; {name} '{getattr(options, name)}' "
-                f"means nothing there, leave it at {rest}"
+                f"cross-model patching puts the donor's activations into clean prompts; {name} "
+                f"'{getattr(options, name)}' means nothing there, leave it at {rest}"
             )
     if model.hosted is not None:
         raise InputError(

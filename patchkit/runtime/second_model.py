@@ -1,7 +1,7 @@
 """A second model that a Program reads beside the one it runs on, as it travels to other processes: by name and content.
 
-A Program that puts activations of one model into another carries a `SecondModel`. In the process that made it the model is
-there already; another process opens it once, on the devices where the first model lies, and keeps one at a time.
+A Program that puts activations of one model into another carries a `SecondModel`. In the process that made it the model
+is there already; another process opens it once, on the devices where the first model lies, and keeps one at a time.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from patchkit.results.comparison import WHICH, Across, Comparison, FoundCircuit, GroupShift, Which
+from patchkit.studies._comparison_groups import CIRCUITS, EVERYTHING
 
 #: Two circuits are called much alike from this Jaccard index on, and unlike below the other.
 _ALIKE, _UNLIKE = 0.7, 0.3
@@ -25,9 +26,9 @@ def _name(found: Comparison, which: Which) -> str:
 def _behaviour(found: Comparison) -> str:
     first, second = found.models
     return (
-        f"On {len(found.held_out)} held-out pairs {first.model} answers {first.accuracy:.0%} rightly ({found.convention.metric} "
-        f"{first.clean:.2f} on clean prompts, {first.corrupt:.2f} on corrupt ones), {second.model} {second.accuracy:.0%} "
-        f"({second.clean:.2f}, {second.corrupt:.2f})."
+        f"On {len(found.held_out)} held-out pairs {first.model} answers {first.accuracy:.0%} rightly "
+        f"({found.convention.metric} {first.clean:.2f} on clean prompts, {first.corrupt:.2f} on corrupt ones), "
+        f"{second.model} {second.accuracy:.0%} ({second.clean:.2f}, {second.corrupt:.2f})."
     )
 
 
@@ -68,9 +69,9 @@ def _circuits(found: Comparison) -> str:
         (False, False): "neither is enough in the other model",
     }[kept[0], kept[1]]
     return (
-        f"With {found.circuits[-1].run.requested} edges, the first's circuit has faithfulness {shown['first', 'first']:.2f} in "
-        f"its own model and {crossed[0]:.2f} in the second; the second's {shown['second', 'second']:.2f} in its own and "
-        f"{crossed[1]:.2f} in the first: {said}."
+        f"With {found.circuits[-1].run.requested} edges, the first's circuit has faithfulness "
+        f"{shown['first', 'first']:.2f} in its own model and {crossed[0]:.2f} in the second; the second's "
+        f"{shown['second', 'second']:.2f} in its own and {crossed[1]:.2f} in the first: {said}."
     )
 
 
@@ -84,12 +85,15 @@ def _across(found: Comparison, across: Across) -> list[str]:
         f"Put into the {across.model} ({model}), no single node of the {across.donor} closes more of the gap "
         f"({across.model_metric:.2f} to {across.donor_metric:.2f}) than {best.node}: {best.share:+.0%}."
     ]
-    judged = [each for each in across.groups if each.random and each.share is not None]
-    if judged:
-        group = max(judged, key=lambda each: each.share or 0.0)
+    everything = next(each for each in across.groups if each.group == EVERYTHING)
+    others = [each for each in across.groups if each.share is not None and len(each.nodes) > 1]
+    parts = [each for each in others if each.group not in (EVERYTHING, *CIRCUITS)]
+    if parts and everything.share is not None:
+        group = max(parts, key=lambda each: each.share or 0.0)
         said.append(
-            f"Of the groups, {group.group} closes most of it: {group.share:.0%} ({len(group.nodes)} nodes); "
-            f"{_chance(group)}."
+            f"{EVERYTHING.capitalize()} together close {everything.share:.0%} of it; what is left lies in embeddings, "
+            f"norms and the weights that read and write. Of the groups {group.group} closes most: {group.share:.0%} "
+            f"({len(group.nodes)} nodes){_chance(group)}."
         )
     return said
 
@@ -97,12 +101,8 @@ def _across(found: Comparison, across: Across) -> list[str]:
 def _chance(group: GroupShift) -> str:
     known = [each for each in group.random if each is not None]
     if not known:
-        return "no random groups were drawn"
-    over = sum(each >= (group.share or 0.0) for each in known)
-    return (
-        f"random groups of as many heads and MLPs close {min(known):.0%} to {max(known):.0%}, and {over} of {len(known)} "
-        "as much"
-    )
+        return ""
+    return f"; random groups of as many heads and MLPs {min(known):.0%} to {max(known):.0%}"
 
 
 def _desiderata(found: Comparison) -> str:

@@ -1,11 +1,10 @@
-"""Groups of nodes that a comparison asks about: those named, or those that the two circuits suggest; random ones beside."""
+"""Groups of nodes that a comparison asks about: those named, or what the two circuits suggest; random ones beside."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from patchkit.errors import InputError
 from patchkit.model import Dims, NodeGrid
@@ -14,6 +13,7 @@ from patchkit.results.circuit import Circuit
 #: What groups are made of: heads before their output projection, and what MLPs add to the stream.
 KINDS = ("z", "mlp_out")
 EVERYTHING = "every head and MLP"
+CIRCUITS = ("circuit of the first", "circuit of the second")
 
 
 def groups_of(
@@ -27,7 +27,7 @@ def groups_of(
     """
     grid = NodeGrid(dims, KINDS)
     nodes = [[name for name in circuit.node_names if name != "input"] for circuit in circuits]
-    found = {"circuit of the first": nodes[0], "circuit of the second": nodes[1]}
+    found = dict(zip(CIRCUITS, nodes, strict=True))
     if named is None:
         either = set(nodes[0]) | set(nodes[1])
         for layer in range(dims.n_layers):
@@ -49,23 +49,18 @@ def groups_of(
 
 
 def random_groups(members: Sequence[str], dims: Dims, count: int, seed: int) -> list[list[str]]:
-    """Random groups of as many heads and as many MLPs, from all layers; none for a group of all nodes."""
-    grid = NodeGrid(dims, KINDS)
-    if len(members) == len(grid):
+    """Random groups of as many heads and as many MLPs, from all layers; none where there is but one such group."""
+    every = NodeGrid(dims, KINDS).names()
+    kinds = [[name for name in every if name[0] == letter] for letter in "am"]
+    wanted = [sum(name[0] == letter for name in members) for letter in "am"]
+    if all(number in (0, len(names)) for number, names in zip(wanted, kinds, strict=True)):
         return []
     generator = torch.Generator().manual_seed(seed)
-    is_head = [name.startswith("a") for name in members]
-    heads, mlps = sum(is_head), len(members) - sum(is_head)
-    every = grid.names()
     return [
         [
-            *_drawn([name for name in every if name.startswith("a")], heads, generator),
-            *_drawn([name for name in every if name.startswith("m")], mlps, generator),
+            names[place]
+            for number, names in zip(wanted, kinds, strict=True)
+            for place in sorted(torch.randperm(len(names), generator=generator)[:number].tolist())
         ]
         for _ in range(count)
     ]
-
-
-def _drawn(names: Sequence[str], count: int, generator: torch.Generator) -> list[str]:
-    chosen: Tensor = torch.randperm(len(names), generator=generator)[:count]
-    return [names[place] for place in sorted(chosen.tolist())]

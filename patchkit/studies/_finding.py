@@ -1,4 +1,4 @@
-"""What studies of several circuits share: scoring edges by any method that scores them all, and counting right answers."""
+"""What studies of several circuits share: scoring edges by any method that scores them all, counting right answers."""
 
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ def findings(found: Generalisation) -> list[str]:
     if own and crossed:
         name, onto, worst = min(crossed, key=lambda cell: cell[2])
         told.append(
-            f"Circuits of {matrix.requested} edges have faithfulness {_mean(own):.2f} on their own set's held-out prompts and "
-            f"{_mean(crossed):.2f} on the others' (means). The furthest fall is that of {name} on {onto}: {worst:.2f}."
+            f"Circuits of {matrix.requested} edges have faithfulness {_mean(own):.2f} on their own set's held-out "
+            f"prompts and {_mean(crossed):.2f} on the others' (means). The furthest fall is that of {name} on {onto}: "
+            f"{worst:.2f}."
         )
         told.append(_best(matrix, names, found))
     told.append(_together(matrix, found))
@@ -32,8 +33,8 @@ def findings(found: Generalisation) -> list[str]:
     if shared:
         least, most = min(shared, key=_jaccard), max(shared, key=_jaccard)
         told.append(
-            f"{most[0]} and {most[1]} share most of their edges (Jaccard {most[2]:.2f}), {least[0]} and {least[1]} fewest "
-            f"({least[2]:.2f})."
+            f"{most[0]} and {most[1]} share most of their edges (Jaccard {most[2]:.2f}), {least[0]} and {least[1]} "
+            f"fewest ({least[2]:.2f})."
         )
     return [said for said in told if said]
 
@@ -50,8 +51,8 @@ def notes(found: Generalisation) -> list[str]:
         empty = [row.circuit for row in matrix.rows if row.runs and row.runs[0].empty]
         if empty:
             told.append(
-                f"With {matrix.requested} edges asked for nothing is left after pruning of {', '.join(empty)}: the numbers "
-                "of that row are those of the corrupt prompts."
+                f"With {matrix.requested} edges asked for nothing is left after pruning of {', '.join(empty)}: the "
+                "numbers of that row are those of the corrupt prompts."
             )
     return told
 

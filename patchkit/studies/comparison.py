@@ -129,8 +129,8 @@ def compare_models(
         raise InputError(f"{options.sizes[-1]} edges were asked for; {first.name} has {graph.n_edges}")
     if read_places(options.positions, held_out).placed:
         raise InputError(
-            f"positions '{options.positions}': a comparison puts activations across at all of a prompt's tokens together, "
-            "the last, or one named span"
+            f"positions '{options.positions}': a comparison puts activations across at all of a prompt's tokens "
+            "together, at the last, or at one named span"
         )
     work = _Work(models, held_out, options, checkpoint, progress)
     scores = [work.score(which, pairs) for which in range(2)]

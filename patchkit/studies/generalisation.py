@@ -1,8 +1,8 @@
 """Generalisation: a circuit found on one set of prompts, run on others, as a matrix.
 
 A row is a circuit, a column the held-out half of a set; a cell is the circuit's faithfulness there, which is 1 for the
-whole model on every set. Beside the sets' own circuits stand the circuit of all sets' scores together, and random circuits
-of as many edges. A set whose clean and corrupt prompts have one metric has no faithfulness, and says so.
+whole model on every set. Beside the sets' own circuits stand the circuit of all sets' scores together, and random
+circuits of as many edges. A set whose clean and corrupt prompts have one metric has no faithfulness, and says so.
 """
 
 from __future__ import annotations

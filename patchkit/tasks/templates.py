@@ -115,7 +115,8 @@ def _draw(
         times *= 2
         if times > _MOST:
             raise InputError(
-                f"template '{name}' of task '{task}': only {len(found)} of {n} pairs among {len(drawn)} drawn; ask for fewer"
+                f"template '{name}' of task '{task}': only {len(found)} of {n} pairs among {len(drawn)} drawn; ask for "
+                "fewer"
             )
 
 
