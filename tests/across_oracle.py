@@ -27,8 +27,10 @@ ENDS = ("embed", "wte", "wpe", "lm_head", "ln_f", "model.norm", "final_layer_nor
 def stages(
     family: str, dtype: torch.dtype = torch.float64, same_ends: bool = False
 ) -> tuple[tuple[PatchModel, PreTrainedModel], tuple[PatchModel, PreTrainedModel]]:
-    """Two models of a family, each with a twin that nnsight never saw; with `same_ends` alike in embeddings, last norm and
-    unembedding."""
+    """Two models of a family, each with a twin that nnsight never saw.
+
+    With `same_ends` they are alike in embeddings, last norm and unembedding.
+    """
 
     def make(seed: int) -> PreTrainedModel:
         made = build(family, seed, dtype)
@@ -84,11 +86,17 @@ def check_across(
         for name, hf in (("base", twin), ("source", other)):
             logits = oracles.read(hf, pair.clean_ids)[1]
             found = getattr(scores, f"{name}_metric")[row]
-            agree(found, logit_diff(logits, logits, pair), f"metric of the {name} run of {pair.id}", tolerance)
+            agree(
+                found, logit_diff(logits, logits, pair), f"metric of the {name} run of {pair.id}", tolerance
+            )
 
 
 def answers(
-    model: PreTrainedModel, donor: PreTrainedModel, triples: Sequence[Triple], names: Sequence[str], grid: NodeGrid
+    model: PreTrainedModel,
+    donor: PreTrainedModel,
+    triples: Sequence[Triple],
+    names: Sequence[str],
+    grid: NodeGrid,
 ) -> list[int]:
     """The model's answers to originals while components hold at the last token what they hold in the donor on the
     alternates."""
@@ -101,7 +109,7 @@ def answers(
             name = grid.kinds[kind]
             before = edits.get((name, layer), lambda value: value)
 
-            def edit(value, before=before, name=name, layer=layer, unit=unit):  # type: ignore[no-untyped-def]
+            def edit(value, values=values, before=before, name=name, layer=layer, unit=unit):  # type: ignore[no-untyped-def]
                 value, new = before(value).clone(), values[name, layer]
                 if value.ndim == 3:
                     value[-1, unit] = new[-1, unit]

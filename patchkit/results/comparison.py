@@ -110,7 +110,9 @@ class Comparison(_Frozen):
     triples: dict[str, int] = Field(default_factory=dict, description="held-out triples a desideratum")
     findings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-    cost: float = Field(description="forward-equivalents; 1 = one forward over every held-out prompt")
+    cost: float = Field(
+        description="forward-equivalents, without the desiderata; 1 = one forward over every held-out prompt"
+    )
     command: str = ""
     seconds: float = 0.0
     scores: tuple[EdgeScores, EdgeScores] | None = Field(

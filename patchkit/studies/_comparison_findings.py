@@ -91,9 +91,9 @@ def _across(found: Comparison, across: Across) -> list[str]:
     if parts and everything.share is not None:
         group = max(parts, key=lambda each: each.share or 0.0)
         said.append(
-            f"{EVERYTHING.capitalize()} together close {everything.share:.0%} of it; what is left lies in embeddings, "
-            f"norms and the weights that read and write. Of the groups {group.group} closes most: {group.share:.0%} "
-            f"({len(group.nodes)} nodes){_chance(group)}."
+            f"{EVERYTHING[0].upper()}{EVERYTHING[1:]} together close {everything.share:.0%} of it; what is left lies in "
+            "embeddings, output projections, the last norm and the unembedding. Of the groups "
+            f"{group.group} closes most: {group.share:.0%} ({len(group.nodes)} nodes){_chance(group)}."
         )
     return said
 
@@ -120,13 +120,20 @@ def _desiderata(found: Comparison) -> str:
     for which in WHICH:
         group = max(own[which], key=lambda name: own[which][name])
         parts.append(f"in the {which} {group} ({own[which][group]:.0%})")
-    crossed = {
-        each.group: min(each.scores.values())
-        for each in found.desiderata
-        if each.model == "first" and each.donor == "second" and each.scores
-    }
-    best = max(crossed, key=lambda name: crossed[name])
+    crossed = [_crossed(found, which) for which in WHICH]
     return (
         "The group that meets the worst of its desiderata best is "
-        f"{' and '.join(parts)}; with the second's activations put into the first it is {best} ({crossed[best]:.0%})."
+        f"{' and '.join(parts)}. With the other model's activations put in it is, in the first, {crossed[0]} and, in the "
+        f"second, {crossed[1]}."
     )
+
+
+def _crossed(found: Comparison, model: Which) -> str:
+    """The same where the alternates are run in the other model."""
+    least = {
+        each.group: min(each.scores.values())
+        for each in found.desiderata
+        if each.model == model != each.donor and each.scores
+    }
+    best = max(least, key=lambda name: least[name])
+    return f"{best} ({least[best]:.0%})"

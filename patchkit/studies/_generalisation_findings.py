@@ -6,6 +6,8 @@ from patchkit.results.generalisation import Generalisation, SizeMatrix
 
 #: What the circuit from all sets' scores is called.
 TOGETHER = "all sets"
+#: Circuits whose worst faithfulness differs by less generalise alike.
+_ALIKE = 0.02
 
 
 def findings(found: Generalisation) -> list[str]:
@@ -80,8 +82,13 @@ def _best(matrix: SizeMatrix, names: list[str], found: Generalisation) -> str:
         name: min(value for circuit, _, value in crossed if circuit == name)
         for name in dict.fromkeys(circuit for circuit, _, _ in crossed)
     }
-    name = max(worst, key=lambda each: worst[each])
-    return f"The circuit of {name} generalises best: at least {worst[name]:.2f} on every other set."
+    name, last = (choose(worst, key=lambda each: worst[each]) for choose in (max, min))
+    if worst[name] - worst[last] < _ALIKE:
+        return f"All generalise alike: at least {worst[last]:.2f} on every other set."
+    return (
+        f"The circuit of {name} generalises best, with at least {worst[name]:.2f} on every other set; that of "
+        f"{last} least ({worst[last]:.2f})."
+    )
 
 
 def _together(matrix: SizeMatrix, found: Generalisation) -> str:

@@ -93,6 +93,11 @@ class CompareOptions:
             max_batch_tokens=self.edges.max_batch_tokens,
         )
 
+    @property
+    def grouped(self) -> NodeOptions:
+        """The same for groups of heads and MLPs, whatever nodes are asked for one at a time."""
+        return replace(self.across, nodes=KINDS)
+
 
 def compare_models(
     first: PatchModel,
@@ -270,7 +275,7 @@ class _Work:
             donor,
             self.held_out,
             sets,
-            replace(options, nodes=KINDS),
+            self.options.grouped,
             checkpoint=part(self.checkpoint, "across"),
             progress=self._renamed(f"groups {into}"),
         )
