@@ -27,7 +27,7 @@ def groups_of(
     """
     grid = NodeGrid(dims, KINDS)
     nodes = [[name for name in circuit.node_names if name != "input"] for circuit in circuits]
-    found = dict(zip(CIRCUITS, nodes, strict=True))
+    found: dict[str, list[str]] = dict(zip(CIRCUITS, nodes, strict=True))
     if named is None:
         either = set(nodes[0]) | set(nodes[1])
         for layer in range(dims.n_layers):

@@ -143,15 +143,14 @@ def compare_models(
     named = groups_of([each[-1].circuit for each in chosen], groups, first.dims)
     runners = [work.runner(which) for which in range(2)]
     # All of one model before the other: processes that share the work open the one that is run.
-    parts = {
-        which: (
+    (in_second, behaviour, into_second), (in_first, earlier, into_first) = (
+        (
             work.run_circuits(which, runners[which], chosen),
             work.behaviour(which, runners[which]),
             work.across(which, named),
         )
         for which in (1, 0)
-    }
-    circuits, behaviours, across = zip(parts[0], parts[1], strict=True)
+    )
     scored = work.desiderata(named, desiderata) if desiderata else []
     spread = [each.importance[graph.real] for each in scores]
     found = Comparison(
@@ -162,8 +161,8 @@ def compare_models(
         positions=options.positions,
         pairs=len(pairs),
         held_out=[pair.id for pair in held_out],
-        models=list(behaviours),
-        circuits=[run for runs in circuits for run in runs],
+        models=[earlier, behaviour],
+        circuits=[*in_first, *in_second],
         overlaps=[
             overlap(ours.circuit, theirs.circuit, second.name, level=level).model_copy(
                 update={"requested": ours.requested}
@@ -173,7 +172,7 @@ def compare_models(
         ],
         rank_correlation=rank_correlation(*spread),
         rank_correlation_abs=rank_correlation(*(each.mean_abs[graph.real] for each in scores)),
-        across=list(across),
+        across=[into_first, into_second],
         desiderata=scored,
         triples={name: len(triples) for name, triples in (desiderata or {}).items()},
         notes=work.notes,

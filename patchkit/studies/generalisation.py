@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from patchkit.methods._evaluate_bootstrap import PairBootstrap, faithfulness
 from patchkit.methods._evaluate_runs import CircuitRunner
 from patchkit.methods._evaluate_sampler import edges_by_stratum, random_circuit
 from patchkit.methods._evaluate_sizes import Chosen, circuit_run, select
-from patchkit.methods.evaluate import LEVELS
 from patchkit.model import EdgeGraph, PatchModel
 from patchkit.results.circuit import Circuit
 from patchkit.results.edge_scores import EdgeScores
@@ -250,10 +250,9 @@ def _matrix(
     circuits = {name: chosen[name, size].circuit for name in names}
     start = sum(len(drawn[other]) for other in options.sizes if other < size)
 
-    def overlaps(level: str) -> list[list[Overlap]]:
-        (which,) = [each for each in LEVELS if each == level]
+    def overlaps(level: Literal["edge", "node"]) -> list[list[Overlap]]:
         return [
-            [overlap(ours, theirs, name, level=which) for name, theirs in circuits.items()]
+            [overlap(ours, theirs, name, level=level) for name, theirs in circuits.items()]
             for ours in circuits.values()
         ]
 
