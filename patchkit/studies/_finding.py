@@ -17,6 +17,14 @@ from patchkit.runtime import Journal, Progress, run_program
 SCORINGS = (*EDGE_METHODS, "exact")
 
 
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Raises InputError unless these are numbers of edges that go up."""
+    if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+        raise InputError(
+            f"sizes {', '.join(map(str, sizes)) or 'none'}: expected numbers of edges of at least 1, ascending, each once"
+        )
+
+
 def score_edges(
     model: PatchModel,
     pairs: Sequence[Pair],

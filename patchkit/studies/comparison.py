@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from patchkit.data import Pair, Triple, read_places
 from patchkit.errors import InputError
-from patchkit.methods import EdgeOptions, NodeOptions, patch_across, patch_sets_across, scores_of_sets
+from patchkit.methods import patch_across, patch_sets_across, scores_of_sets
 from patchkit.methods._evaluate_bootstrap import PairBootstrap, faithfulness
 from patchkit.methods._evaluate_runs import CircuitRunner
 from patchkit.methods._evaluate_sizes import Chosen, circuit_run, select
@@ -42,61 +41,10 @@ from patchkit.results.edge_scores import EdgeScores
 from patchkit.results.overlap import overlap
 from patchkit.results.rank import rank_correlation
 from patchkit.runtime import Progress
+from patchkit.studies._compare_options import CompareOptions as CompareOptions
 from patchkit.studies._comparison_findings import findings
-from patchkit.studies._comparison_groups import KINDS, groups_of, random_groups
+from patchkit.studies._comparison_groups import groups_of, random_groups
 from patchkit.studies._finding import accuracy, part, renamed, score_edges
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """How two models are compared.
-
-    Attributes:
-        sizes: numbers of edges of the circuits, ascending; groups are made of those of the last.
-        method: that scores edges: one of `patchkit edges`, but ACDC.
-        absolute: rank edges by |score|.
-        nodes: node kinds and names that are put across one at a time.
-        positions: tokens at which activations are put across: `all`, `last` or a named span.
-        edges: what edges carry when they are cut, and the metric.
-        random: random groups to compare a group with.
-        draws: bootstrap draws of an interval.
-        seed: of what is drawn.
-    """
-
-    sizes: tuple[int, ...] = (20, 50, 100)
-    method: str = "eap-ig-inputs"
-    absolute: bool = True
-    nodes: tuple[str, ...] = KINDS
-    positions: str = "all"
-    edges: EdgeOptions = EdgeOptions()
-    random: int = 10
-    draws: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1 or list(self.sizes) != sorted(set(self.sizes)):
-            raise InputError(
-                f"sizes {', '.join(map(str, self.sizes)) or 'none'}: expected numbers of edges of at least 1, ascending, "
-                "each once"
-            )
-        if self.random < 0:
-            raise InputError(f"random must be at least 0, found {self.random}")
-
-    @property
-    def across(self) -> NodeOptions:
-        """Options of putting nodes across."""
-        return NodeOptions(
-            nodes=self.nodes,
-            positions=self.positions,
-            metric=self.edges.metric,
-            seed=self.seed,
-            max_batch_tokens=self.edges.max_batch_tokens,
-        )
-
-    @property
-    def grouped(self) -> NodeOptions:
-        """The same for groups of heads and MLPs, whatever nodes are asked for one at a time."""
-        return replace(self.across, nodes=KINDS)
 
 
 def compare_models(

@@ -31,7 +31,7 @@ from patchkit.results.generalisation import CircuitRow, Generalisation, PromptSe
 from patchkit.results.overlap import overlap
 from patchkit.results.rank import rank_correlation
 from patchkit.runtime import Progress
-from patchkit.studies._finding import accuracy, part, renamed, score_edges
+from patchkit.studies._finding import accuracy, check_sizes, part, renamed, score_edges
 from patchkit.studies._generalisation_findings import TOGETHER, findings, notes
 
 
@@ -58,11 +58,7 @@ class GeneraliseOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1 or list(self.sizes) != sorted(set(self.sizes)):
-            raise InputError(
-                f"sizes {', '.join(map(str, self.sizes)) or 'none'}: expected numbers of edges of at least 1, ascending, "
-                "each once"
-            )
+        check_sizes(self.sizes)
         if self.random < 0:
             raise InputError(f"random must be at least 0, found {self.random}")
 
