@@ -18,9 +18,9 @@ def findings(found: Generalisation) -> list[str]:
     if own and crossed:
         name, onto, worst = min(crossed, key=lambda cell: cell[2])
         told.append(
-            f"Circuits of {matrix.requested} edges have faithfulness {_mean(own):.2f} on their own set's held-out "
-            f"prompts and {_mean(crossed):.2f} on the others' (means). The furthest fall is that of {name} on {onto}: "
-            f"{worst:.2f}."
+            f"Circuits of {matrix.requested} edges have faithfulness {_two(_mean(own))} on their own set's held-out "
+            f"prompts and {_two(_mean(crossed))} on the others' (means). The furthest fall is that of {name} on {onto}: "
+            f"{_two(worst)}."
         )
         told.append(_best(matrix, names, found))
     told.append(_together(matrix, found))
@@ -84,10 +84,10 @@ def _best(matrix: SizeMatrix, names: list[str], found: Generalisation) -> str:
     }
     name, last = (choose(worst, key=lambda each: worst[each]) for choose in (max, min))
     if worst[name] - worst[last] < _ALIKE:
-        return f"All generalise alike: at least {worst[last]:.2f} on every other set."
+        return f"All generalise alike: at least {_two(worst[last])} on every other set."
     return (
-        f"The circuit of {name} generalises best, with at least {worst[name]:.2f} on every other set; that of "
-        f"{last} least ({worst[last]:.2f})."
+        f"The circuit of {name} generalises best, with at least {_two(worst[name])} on every other set; that of "
+        f"{last} least ({_two(worst[last])})."
     )
 
 
@@ -100,7 +100,7 @@ def _together(matrix: SizeMatrix, found: Generalisation) -> str:
     ]
     if not values:
         return ""
-    return f"The circuit from all sets together has {min(values):.2f} to {max(values):.2f}."
+    return f"The circuit from all sets together has {_two(min(values))} to {_two(max(values))}."
 
 
 def _random(matrix: SizeMatrix, found: Generalisation) -> str:
@@ -114,8 +114,13 @@ def _random(matrix: SizeMatrix, found: Generalisation) -> str:
     ]
     if not values:
         return ""
-    return f"Random circuits of as many edges have {min(values):.2f} to {max(values):.2f}."
+    return f"Random circuits of as many edges have {_two(min(values))} to {_two(max(values))}."
 
 
 def _jaccard(shared: tuple[str, str, float | None]) -> float:
     return shared[2] or 0.0
+
+
+def _two(value: float) -> str:
+    """Two decimals, and no minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
