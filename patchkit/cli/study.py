@@ -95,7 +95,7 @@ def _study(ctx: typer.Context, shared: RunOptions, command: str, model: str, out
         card = _embedded_card(loaded)
         with progress_bar(shared.quiet) as progress:
             result, _ = run_study(
-                loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
+                loaded, run.path, options, command=command_line(ctx), model_card=card, progress=progress
             )
         end_mask(run, result, [], shared.quiet)
 
@@ -116,7 +116,7 @@ def _recall(ctx: typer.Context, shared: RunOptions, model: str | None, out: Path
                 models,
                 run.path,
                 RecallOptions(seed=shared.seed),
-                command=_command_line(ctx),
+                command=command_line(ctx),
                 progress=lambda _, done, total: progress("settings", done, total),
             )
         convention = result.settings[0].convention
@@ -207,7 +207,7 @@ def _of_one_model(work: Work, ctx: typer.Context, shared: RunOptions, model: str
         loaded = open_model(model, shared)
         begin(run, [loaded], shared.seed)
         with progress_bar(shared.quiet) as progress:
-            show, fields = work(loaded, run.path, shared.seed, _command_line(ctx), progress)
+            show, fields = work(loaded, run.path, shared.seed, command_line(ctx), progress)
         end(run, shared.quiet, show, **fields)
 
 
@@ -297,7 +297,7 @@ def _embedded_card(model: PatchModel) -> dict[str, str]:
     return summary(zoo.card(model.name)) if zoo.embedded(model.name) else {}
 
 
-def _command_line(ctx: typer.Context) -> str:
+def command_line(ctx: typer.Context) -> str:
     """What to type to do this again: the options that are not defaults."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     changed = {
