@@ -90,10 +90,12 @@ def _across(found: Comparison, across: Across) -> list[str]:
     parts = [each for each in others if each.group not in (EVERYTHING, *CIRCUITS)]
     if parts and everything.share is not None:
         group = max(parts, key=lambda each: each.share or 0.0)
+        # At all tokens nothing else of the stream is the model's own.
+        rest = "; what is left lies in embeddings, output projections, the last norm and the unembedding"
         said.append(
-            f"{EVERYTHING[0].upper()}{EVERYTHING[1:]} together close {everything.share:.0%} of it; what is left lies in "
-            "embeddings, output projections, the last norm and the unembedding. Of the groups "
-            f"{group.group} closes most: {group.share:.0%} ({len(group.nodes)} nodes){_chance(group)}."
+            f"{EVERYTHING[0].upper()}{EVERYTHING[1:]} together close {everything.share:.0%} of it"
+            f"{rest if found.positions == 'all' else ''}. Of the groups, {group.group} closes most: {group.share:.0%} "
+            f"({len(group.nodes)} nodes){_chance(group)}."
         )
     return said
 

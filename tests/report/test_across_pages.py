@@ -167,7 +167,9 @@ def test_words_follow_the_numbers() -> None:
     assert "each works in the other model as well" in alike.findings[2]
     assert "unlike" in comparison(overlaps=[shared(0.1), shared(0.2, "node")]).findings[1]
     assert "much alike" in comparison(overlaps=[shared(0.9), shared(0.9, "node")]).findings[1]
-    assert "Of the groups MLPs closes most: 40%" in comparison().findings[4]
+    assert "what is left lies in embeddings" in comparison().findings[4]
+    assert "what is left" not in comparison(positions="last").findings[4]
+    assert "Of the groups, MLPs closes most: 40%" in comparison().findings[4]
 
 
 def test_maps_have_layers_down_and_heads_across() -> None:
