@@ -172,7 +172,7 @@ def _ground_truth(ctx: typer.Context, shared: RunOptions, model: str | None, out
                 models,
                 run.path,
                 TruthOptions(seed=shared.seed),
-                command=_command_line(ctx),
+                command=command_line(ctx),
                 progress=progress,
             )
         counts = counted(sum(case.pairs + case.test_pairs for case in result.cases), [])

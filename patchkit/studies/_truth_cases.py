@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from patchkit import tasks
+from patchkit import tasks, zoo
 from patchkit.data import Pair
 from patchkit.errors import InputError
 from patchkit.model import EdgeGraph, PatchModel
@@ -19,8 +19,10 @@ from patchkit.results.scores import Scores
 from patchkit.studies._recall_material import task_of
 from patchkit.studies._truth_measures import Labels
 from patchkit.studies._truth_scores import attention_inputs, from_edge_scores, from_node_scores
+from patchkit.studies._truth_siit import siit_cases, siit_circuit
 from patchkit.zoo import programs
 from patchkit.zoo.known import KnownCircuit
+from patchkit.zoo.siit import CASES, SiitCase
 
 #: Embedded models without a known circuit: exhaustive exact patching says what is true.
 NATURAL = ("varbind-llama", "varbind-llama-gqa", "ioi-gpt2")
@@ -48,6 +50,9 @@ class KnownCase:
 
     def pairs(self, model: PatchModel, n: int, seed: int) -> list[Pair]:
         """`n` prompt pairs."""
+        if self.family == "siit":
+            assert model.tokenizer is not None
+            return CASES[self.name].pairs(model.tokenizer, n, seed)
         if self.family == "natural":
             return tasks.pairs(task_of(model), model.tokenizer, n, seed)
         return programs.pairs(self.name, n, seed)
@@ -77,10 +82,21 @@ def handmade_cases(shapes: Sequence[str]) -> list[KnownCase]:
     return found
 
 
+def forced_cases() -> list[KnownCase]:
+    """Models whose circuit training has forced."""
+    return [
+        KnownCase(name, "siit", name, case.task, _variables(case), siit_circuit(case))
+        for name, case in siit_cases().items()
+    ]
+
+
+def _variables(case: SiitCase) -> str:
+    said = ", ".join(f"{variable} in {node}" for variable, node in case.variables.items())
+    return f"variables forced into nodes: {said}"
+
+
 def natural_cases() -> list[KnownCase]:
     """Embedded models with their own task."""
-    from patchkit import zoo
-
     return [
         KnownCase(name, "natural", name, zoo.card(name).task, zoo.card(name).shows, None) for name in NATURAL
     ]
@@ -140,14 +156,14 @@ def truth_of(case: KnownCase, graph: EdgeGraph, nodes: Scores, edges: EdgeScores
     if case.family == "siit":
         # Which of a head's inputs carries a variable is not forced by the training.
         labelled &= ~true | (effect >= least)
-    inside = torch.tensor([name.partition("<")[0] in known.nodes for name in input_names])
     carries = torch.tensor([name in known.receivers for name in input_names])
     return Truth(
         nodes=_by_name(node_names, known.nodes, known, exact.pair_nodes, least),
         inputs=Labels(
             input_names,
             carries,
-            ~inside if case.family == "siit" else torch.ones_like(carries),
+            # Nor is it of any input whether it carries something.
+            torch.full_like(carries, case.family != "siit"),
             _kinds(known, input_names),
             exact.pair_inputs > least,
         ),

@@ -27,7 +27,7 @@ from patchkit.results.scoreboard import Case, Scoreboard
 from patchkit.results.scoreboard_measures import all_means
 from patchkit.runtime import Progress
 from patchkit.studies._truth_case_runs import measure_case
-from patchkit.studies._truth_cases import KnownCase, handmade_cases, natural_cases
+from patchkit.studies._truth_cases import KnownCase, forced_cases, handmade_cases, natural_cases
 from patchkit.studies._truth_methods import METHODS, MethodSettings
 from patchkit.studies._truth_words import Words, recoveries
 from patchkit.zoo.programs import failures
@@ -62,14 +62,14 @@ class TruthOptions:
 
 
 def all_cases() -> list[KnownCase]:
-    """Every program as a GPT-2, and as a Llama of one shape or the other by turns; then the embedded models."""
+    """Every program as a GPT-2 and as a Llama, of one shape or the other by turns; then the embedded models."""
     programs = handmade_cases(("llama", "gqa", "gpt2"))
     turns = {
         title: ("llama", "gqa")[place % 2]
         for place, title in enumerate(dict.fromkeys(c.title for c in programs))
     }
     kept = [case for case in programs if case.name.rpartition("-")[2] in ("gpt2", turns[case.title])]
-    return [*kept, *natural_cases()]
+    return [*kept, *forced_cases(), *natural_cases()]
 
 
 def case_names() -> list[str]:
