@@ -72,6 +72,7 @@ class Way:
         edges: whether it scores edges.
         command: of a setting; without a check of its own.
         cost: of a setting, in forwards a pair.
+        most: whether the cost is the most that it may come to.
         proof: words that check the scores exactly, and their cost; None where a method has none or needs none.
     """
 
@@ -79,6 +80,7 @@ class Way:
     command: Callable[[Setting], str]
     cost: Callable[[Setting], float]
     proof: tuple[str, Callable[[Setting], float]] | None = None
+    most: bool = False
 
 
 def _patch(words: str, setting: Setting) -> str:
@@ -188,5 +190,5 @@ WAYS: dict[str, Way] = {
     "eap-ig-activations": _of_edges("eap-ig-activations", method="eap-ig-activations"),
     "clean-corrupted": _of_edges("clean-corrupted", method="clean-corrupted"),
     "ifr": _of_edges("ifr", method="ifr"),
-    "acdc": Way(True, partial(_edges, "acdc"), _acdc),
+    "acdc": Way(True, partial(_edges, "acdc"), _acdc, most=True),
 }
