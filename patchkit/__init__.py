@@ -39,11 +39,14 @@ if TYPE_CHECKING:
     from patchkit.methods import bound as bound
     from patchkit.methods import evaluate as evaluate
     from patchkit.methods import learn_mask as learn_mask
+    from patchkit.methods import patch_across as patch_across
     from patchkit.methods import patch_edges as patch_edges
     from patchkit.methods import patch_nodes as patch_nodes
     from patchkit.methods import patch_paths as patch_paths
     from patchkit.methods import patch_sets as patch_sets
+    from patchkit.methods import patch_sets_across as patch_sets_across
     from patchkit.methods import run_circuits as run_circuits
+    from patchkit.methods import scores_of_sets as scores_of_sets
     from patchkit.methods import scrub as scrub
     from patchkit.methods import trace_paths_back as trace_paths_back
     from patchkit.methods import verify as verify
@@ -55,8 +58,10 @@ if TYPE_CHECKING:
     from patchkit.model import register_architecture as register_architecture
     from patchkit.report import write_report as write_report
     from patchkit.results.circuit import Circuit as Circuit
+    from patchkit.results.comparison import Comparison as Comparison
     from patchkit.results.edge_scores import EdgeScores as EdgeScores
     from patchkit.results.evaluation import Evaluation as Evaluation
+    from patchkit.results.generalisation import Generalisation as Generalisation
     from patchkit.results.mask import MaskResult as MaskResult
     from patchkit.results.paths import PathResult as PathResult
     from patchkit.results.recommendation import Recommendation as Recommendation
@@ -72,7 +77,11 @@ if TYPE_CHECKING:
     from patchkit.runtime import started_processes as started_processes
     from patchkit.runtime import use_execution as use_execution
     from patchkit.runtime import without_failures as without_failures
+    from patchkit.studies import CompareOptions as CompareOptions
+    from patchkit.studies import GeneraliseOptions as GeneraliseOptions
     from patchkit.studies import StudyOptions as StudyOptions
+    from patchkit.studies import compare_models as compare_models
+    from patchkit.studies import generalise as generalise
     from patchkit.studies import run_study as run_study
     from patchkit.studies.recommend import RecommendOptions as RecommendOptions
     from patchkit.studies.recommend import recommend as recommend
@@ -95,14 +104,16 @@ _HOME = {
     "patchkit.methods": (
         "EdgeOptions", "EvaluateOptions", "Hypothesis", "Interpretation", "MaskOptions", "NodeOptions", "Objective",
         "Schedule", "ScrubOptions", "StagePlan", "acdc", "answers_with", "attribute", "attribute_edges", "bound",
-        "evaluate", "learn_mask", "patch_edges", "patch_nodes", "patch_paths", "patch_sets", "run_circuits", "scrub",
-        "trace_paths_back", "verify",
+        "evaluate", "learn_mask", "patch_across", "patch_edges", "patch_nodes", "patch_paths", "patch_sets",
+        "patch_sets_across", "run_circuits", "scores_of_sets", "scrub", "trace_paths_back", "verify",
     ),
     "patchkit.model": ("Architecture", "EdgeGraph", "NodeGrid", "PatchModel", "Site", "register_architecture"),
     "patchkit.report": ("write_report",),
     "patchkit.results.circuit": ("Circuit",),
+    "patchkit.results.comparison": ("Comparison",),
     "patchkit.results.edge_scores": ("EdgeScores",),
     "patchkit.results.evaluation": ("Evaluation",),
+    "patchkit.results.generalisation": ("Generalisation",),
     "patchkit.results.mask": ("MaskResult",),
     "patchkit.results.paths": ("PathResult",),
     "patchkit.results.recommendation": ("Recommendation",),
@@ -112,7 +123,9 @@ _HOME = {
     "patchkit.runtime": (
         "Execution", "joined_processes", "load_hosted", "serve", "started_processes", "use_execution", "without_failures",
     ),
-    "patchkit.studies": ("StudyOptions", "run_study"),
+    "patchkit.studies": (
+        "CompareOptions", "GeneraliseOptions", "StudyOptions", "compare_models", "generalise", "run_study",
+    ),
     "patchkit.studies.recommend": ("RecommendOptions", "recommend"),
     "patchkit.tracing": (
         "Blend", "Patch", "attention_from", "blended_logits", "capture", "capture_gradients", "compute_prefix",

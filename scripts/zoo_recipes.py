@@ -3,7 +3,7 @@ of it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -172,3 +172,18 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
 }
+
+#: Between the stage at which it can recall and compare, and the end, where it can add and subtract.
+RECIPES["varbind-llama-gqa-early"] = replace(
+    RECIPES["varbind-llama-gqa"],
+    schedule=replace(RECIPES["varbind-llama-gqa"].schedule, ends_at=1600),
+    shows=(
+        "the same run as varbind-llama-gqa, ended at step 1600 of 2,350: it recalls and compares, and adds and subtracts "
+        "about every second time. What `patchkit compare` is shown on: what differs between two stages of one training "
+        "run"
+    ),
+    does_not_show=(
+        "fine-tuning on another task, or how large models change: its rate had not been taken down yet, and the stage "
+        "was chosen for being half-way through what it learns last"
+    ),
+)

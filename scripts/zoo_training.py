@@ -28,6 +28,8 @@ class Stream(Protocol):
 class Schedule:
     """The rate is constant after the warm-up; once the stream is `ready(target)`, or `max_steps -
     decay_steps` have passed, it goes to zero over `decay_steps` and training ends.
+
+    With `ends_at` training ends after that many steps, wherever it is: an earlier stage of the run without it.
     """
 
     max_steps: int
@@ -36,6 +38,7 @@ class Schedule:
     learning_rate: float = 1.5e-3
     warm_up: int = 200
     weight_decay: float = 0.1
+    ends_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def train(
     backbone, unembed = model.get_submodule(model.base_model_prefix), model.get_submodule("lm_head")
     start, decay_from, rows, step = time.perf_counter(), schedule.max_steps - schedule.decay_steps, [], 0
     model.train()
-    while step < min(schedule.max_steps, decay_from + schedule.decay_steps):
+    most = schedule.max_steps if schedule.ends_at is None else min(schedule.max_steps, schedule.ends_at)
+    while step < min(most, decay_from + schedule.decay_steps):
         remaining = (decay_from + schedule.decay_steps - step) / schedule.decay_steps
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * min(1.0, (step + 1) / schedule.warm_up, remaining)

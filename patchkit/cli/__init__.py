@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from patchkit.cli import catalogue, doctor, edges, evaluate, masks, nodes, paths, plan, recommend, runs, study
+from patchkit.cli import (
+    catalogue,
+    compare,
+    doctor,
+    edges,
+    evaluate,
+    generalise,
+    masks,
+    nodes,
+    paths,
+    plan,
+    recommend,
+    runs,
+    study,
+)
 from patchkit.cli.app import app as app
 
 app.command("demo")(study.demo)
@@ -15,6 +29,8 @@ app.command("mask")(masks.mask)
 app.command("edges")(edges.edges)
 app.command("paths")(paths.paths)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("generalise")(generalise.generalise)
 app.command("plan", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(plan.plan)
 app.command("recommend")(recommend.recommend)
 app.command("study")(study.study)

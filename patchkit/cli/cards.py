@@ -32,6 +32,16 @@ def overview(cards: list[ModelCard]) -> Table:
     return table
 
 
+def programs() -> Table:
+    """One row a handmade program: what it does and what is planted in it."""
+    from patchkit.zoo.programs import PROGRAMS
+
+    table = plain_table("program", "layers", "what it does", "what it shows")
+    for program in PROGRAMS.values():
+        table.add_row(program.name, str(program.layers), program.task, program.shows)
+    return table
+
+
 def accuracy(card: ModelCard) -> Table:
     """Accuracy on held-out prompts: a row a surface form, a column an operation."""
     columns = list(dict.fromkeys(column for row in card.accuracy.values() for column in row))
@@ -51,7 +61,7 @@ def description(card: ModelCard, directory: Path | None) -> Table:
         "shows": card.shows,
         "does not show": card.does_not_show,
         **{name: f"{value:g}" for name, value in card.measurements.items()},
-        "made by": card.command or "patchkit/zoo/handmade.py",
+        "made by": card.command or "patchkit/zoo/handmade.py, patchkit/zoo/programs",
         "weights, log": str(directory) if directory else "built in code",
     }
     grid = Table.grid(padding=(0, 2))

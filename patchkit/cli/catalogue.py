@@ -19,7 +19,7 @@ def models(
 ) -> None:
     """The embedded models: sizes, how they were trained, accuracy on held-out prompts."""
     from patchkit import zoo
-    from patchkit.cli.cards import accuracy, description, overview
+    from patchkit.cli.cards import accuracy, description, overview, programs
 
     cards = [zoo.card(each) for each in (zoo.names() if name is None else [name])]
     console = results()
@@ -29,6 +29,11 @@ def models(
         console.print(accuracy(card))
         if name is not None:
             console.print(description(card, zoo.find(card.name)), markup=False, highlight=False)
+    if name is None:
+        give(
+            "Written by hand, with a circuit that is known: handmade-PROGRAM-SHAPE, SHAPE one of llama, gqa, gpt2"
+        )
+        console.print(programs(), markup=False, highlight=False)
 
 
 def tasks() -> None:

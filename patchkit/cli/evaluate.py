@@ -21,12 +21,12 @@ from patchkit.cli.options import (
     PairsTask,
     one_of,
     options_of,
+    sizes_of,
     words_of,
 )
 from patchkit.cli.outcome import finished, open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.cli.run_options import RunOptions, runs
-from patchkit.errors import InputError
 
 if TYPE_CHECKING:
     from patchkit.methods import EvaluateOptions
@@ -161,15 +161,8 @@ def evaluate_options(given: dict[str, Any]) -> EvaluateOptions:
     from patchkit.methods import EvaluateOptions
     from patchkit.methods._evaluate_options import PATCHINGS, SELECTION_NAMES
 
-    sizes: list[int] = []
-    for word in words_of(given["top_n"], "--top-n") if given["top_n"] is not None else ():
-        if not word.isdecimal():
-            raise InputError(
-                f"--top-n {given['top_n']}: '{word}' is no number of edges; expected such as 50,200,1000"
-            )
-        sizes.append(int(word))
     return EvaluateOptions(
-        sizes=tuple(sizes),
+        sizes=() if given["top_n"] is None else sizes_of(given["top_n"]),
         absolute=given["absolute"],
         selection=one_of(SELECTION_NAMES, given["selection"], "--selection"),
         tau=given["tau"],

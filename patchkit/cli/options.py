@@ -186,6 +186,15 @@ def numbers_of(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def sizes_of(text: str) -> tuple[int, ...]:
+    """`--top-n`: numbers of edges by comma."""
+    words = words_of(text, "--top-n")
+    for word in words:
+        if not word.isdecimal():
+            raise InputError(f"--top-n {text}: '{word}' is no number of edges; expected such as 50,200,1000")
+    return tuple(map(int, words))
+
+
 def batch_tokens(value: str) -> int | None:
     """`--max-batch-tokens`: a number of at least 1, or None for `auto`."""
     if value == "auto":

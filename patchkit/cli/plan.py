@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from patchkit.cli.run_options import RunOptions
     from patchkit.runtime.plan_words import Machine
 
-PLANNED = ("demo", "patch", "attribute", "mask", "edges", "paths", "evaluate", "study")
+PLANNED = (
+    "demo",
+    "patch",
+    "attribute",
+    "mask",
+    "edges",
+    "paths",
+    "evaluate",
+    "compare",
+    "generalise",
+    "study",
+)
 
 
 def plan(

@@ -15,6 +15,7 @@ from patchkit.cli.masks import mask_options, mask_triples
 from patchkit.cli.nodes import node_options, proof_options
 from patchkit.cli.options import one_of, words_of
 from patchkit.cli.paths import stage_plans
+from patchkit.cli.plan_across import compare_plan, generalise_plan
 from patchkit.cli.run_options import RunOptions
 from patchkit.errors import InputError
 
@@ -72,6 +73,19 @@ def stages_of(model: PatchModel, command: str, given: dict[str, Any], tokens: in
         return _study(model, given.get("name", "variable-binding"), shared.seed)
     if command == "mask":
         return _mask(model, given, shared, tokens)
+    if command in _ACROSS:
+        from patchkit.model import EdgeGraph
+
+        stages, made, made_up = _ACROSS[command](model, given, shared, tokens)
+        facts = _graph(model)
+        if command == "compare":
+            facts = (
+                *facts,
+                ("both models", "their weights are in memory at a time; each takes its own plan"),
+            )
+        # Scores of edges and what was made of them, some hundred bytes an edge in all.
+        results = 100.0 * EdgeGraph.of(model.dims).n_edges
+        return Planned(stages, [len(pair.clean_ids) for pair in made], made_up, results, facts)
     made, made_up = _pairs(model, given, tokens)
     stages, results = _PAIRED[command](model, made, given, shared)
     facts = _graph(model) if command in ("edges", "paths", "evaluate") else ()
@@ -94,6 +108,8 @@ def models_of(command: str, given: dict[str, Any]) -> Sequence[str]:
 
         one_of(STUDIES, given["name"], "study")
         return [given["model"]] if given["model"] else STUDY_PLANS[given["name"]][0]
+    if command == "compare":
+        return [given["first"], given["second"]]
     return [given["model"]]
 
 
@@ -237,6 +253,10 @@ _PAIRED: dict[str, Callable[..., tuple[list[Any], float]]] = {
     "paths": _paths,
     "evaluate": _evaluate,
 }
+
+
+#: Those of several sets of pairs, or models.
+_ACROSS = {"compare": compare_plan, "generalise": generalise_plan}
 
 
 def _mask(model: PatchModel, given: dict[str, Any], shared: RunOptions, tokens: int) -> Planned:

@@ -17,12 +17,14 @@ from patchkit.cli.outcome import begin, counted, end, finished, open_model
 from patchkit.cli.progress import progress_bar
 from patchkit.cli.run_options import RunOptions, runs
 from patchkit.cli.runs import command_arguments
+from patchkit.errors import InputError
 
 if TYPE_CHECKING:
     from patchkit.model import PatchModel
     from patchkit.results.circuit_study import CircuitStudy
     from patchkit.results.convention import Convention
     from patchkit.results.recall import RecallStudy
+    from patchkit.results.scoreboard import Scoreboard
     from patchkit.results.scrubbing import Scrubbing
     from patchkit.runtime import Progress
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     #: A study of one model: the model, where its files go, the seed, the command that does it again, the progress.
     Work = Callable[[PatchModel, Path, int, str, Progress], Ending]
 
-STUDIES = ("variable-binding", "attribution-recall", "circuits", "ioi", "scrubbing")
+STUDIES = ("variable-binding", "attribution-recall", "circuits", "ioi", "scrubbing", "ground-truth")
 _NOT_OF_STUDIES = ("max_batch_tokens", "max_failures")
 
 
@@ -71,6 +73,8 @@ def study(
             _of_one_model(_circuits, ctx, shared, model or "varbind-llama", out)
         case "ioi":
             _of_one_model(_ioi, ctx, shared, model or "ioi-gpt2", out)
+        case "ground-truth":
+            _ground_truth(ctx, shared, model, out)
         case "scrubbing":
             _of_one_model(_scrubbing, ctx, shared, model or "varbind-llama", out)
 
@@ -91,7 +95,7 @@ def _study(ctx: typer.Context, shared: RunOptions, command: str, model: str, out
         card = _embedded_card(loaded)
         with progress_bar(shared.quiet) as progress:
             result, _ = run_study(
-                loaded, run.path, options, command=_command_line(ctx), model_card=card, progress=progress
+                loaded, run.path, options, command=command_line(ctx), model_card=card, progress=progress
             )
         end_mask(run, result, [], shared.quiet)
 
@@ -112,7 +116,7 @@ def _recall(ctx: typer.Context, shared: RunOptions, model: str | None, out: Path
                 models,
                 run.path,
                 RecallOptions(seed=shared.seed),
-                command=_command_line(ctx),
+                command=command_line(ctx),
                 progress=lambda _, done, total: progress("settings", done, total),
             )
         convention = result.settings[0].convention
@@ -148,6 +152,50 @@ def _show_recall(result: RecallStudy) -> None:
         give(finding)
 
 
+def _ground_truth(ctx: typer.Context, shared: RunOptions, model: str | None, out: Path) -> None:
+    from patchkit.results.manifest import open_run_dir
+    from patchkit.studies.ground_truth import TruthOptions, case_names, run_ground_truth
+
+    if shared.hosted:
+        raise InputError(
+            "the ground-truth study is of the many models that come with the package, and a host has none of them: "
+            "expected --backend local or accelerate, found ndif"
+        )
+    with open_run_dir(out, "study", options_of(ctx), shared.resume) as run:
+        if run.done:
+            finished(run, shared.quiet)
+            return
+        models = [open_model(name, shared) for name in ([model] if model else case_names())]
+        begin(run, models, shared.seed)
+        with progress_bar(shared.quiet) as progress:
+            result = run_ground_truth(
+                models,
+                run.path,
+                TruthOptions(seed=shared.seed),
+                command=_command_line(ctx),
+                progress=progress,
+            )
+        counts = counted(sum(case.pairs + case.test_pairs for case in result.cases), [])
+        meaning = _meaning(result.convention, 0) | {"pairs": counts}
+        end(run, shared.quiet, lambda: _show_ground_truth(result), **meaning)
+
+
+def _show_ground_truth(result: Scoreboard) -> None:
+    table = plain_table("method")
+    measures = ("node auroc", "edge auroc", "single node auroc", "single edge auroc", "faithfulness", "cmd")
+    for title in ("forwards", *measures):
+        table.add_column(title, justify="right")
+    for method in result.methods:
+        found = [result.mean_of(method, measure) for measure in ("cost", *measures)]
+        cost, *others = ("" if each is None else f"{each.mean:,.3f}" for each in found)
+        table.add_row(method, cost[:-2], *others)
+    results().print(table)
+    for question, answer in result.best.items():
+        give(f"{question}: {answer}")
+    for finding in result.findings:
+        give(finding)
+
+
 def _of_one_model(work: Work, ctx: typer.Context, shared: RunOptions, model: str, out: Path) -> None:
     """The frame of a study of one model: its directory, its manifest, its progress, its end."""
     from patchkit.results.manifest import open_run_dir
@@ -159,7 +207,7 @@ def _of_one_model(work: Work, ctx: typer.Context, shared: RunOptions, model: str
         loaded = open_model(model, shared)
         begin(run, [loaded], shared.seed)
         with progress_bar(shared.quiet) as progress:
-            show, fields = work(loaded, run.path, shared.seed, _command_line(ctx), progress)
+            show, fields = work(loaded, run.path, shared.seed, command_line(ctx), progress)
         end(run, shared.quiet, show, **fields)
 
 
@@ -249,7 +297,7 @@ def _embedded_card(model: PatchModel) -> dict[str, str]:
     return summary(zoo.card(model.name)) if zoo.embedded(model.name) else {}
 
 
-def _command_line(ctx: typer.Context) -> str:
+def command_line(ctx: typer.Context) -> str:
     """What to type to do this again: the options that are not defaults."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     changed = {

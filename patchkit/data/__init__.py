@@ -7,6 +7,7 @@ from patchkit.data.desiderata import from_dataset as from_dataset
 from patchkit.data.desiderata import read_desiderata as read_desiderata
 from patchkit.data.desiderata import to_dataset as to_dataset
 from patchkit.data.desiderata import write_desiderata as write_desiderata
+from patchkit.data.halves import halves as halves
 from patchkit.data.metrics import METRICS as METRICS
 from patchkit.data.metrics import Metric as Metric
 from patchkit.data.metrics import accuracy as accuracy

@@ -23,6 +23,8 @@ from patchkit.methods.causal_scrubbing import ScrubOptions as ScrubOptions
 from patchkit.methods.causal_scrubbing import scrub as scrub
 from patchkit.methods.circuits import CircuitMetrics as CircuitMetrics
 from patchkit.methods.circuits import run_circuits as run_circuits
+from patchkit.methods.cross_model import patch_across as patch_across
+from patchkit.methods.cross_model import patch_sets_across as patch_sets_across
 from patchkit.methods.desiderata_mask import MaskOptions as MaskOptions
 from patchkit.methods.desiderata_mask import learn_mask as learn_mask
 from patchkit.methods.diagnostics import BoundOptions as BoundOptions
@@ -32,6 +34,7 @@ from patchkit.methods.edge_patching import patch_edges as patch_edges
 from patchkit.methods.evaluate import EvaluateOptions as EvaluateOptions
 from patchkit.methods.evaluate import evaluate as evaluate
 from patchkit.methods.mask_scores import answers_with as answers_with
+from patchkit.methods.mask_scores import scores_of_sets as scores_of_sets
 from patchkit.methods.path_patching import StagePlan as StagePlan
 from patchkit.methods.path_patching import patch_paths as patch_paths
 from patchkit.methods.path_patching import trace_paths_back as trace_paths_back

@@ -17,7 +17,7 @@ from patchkit.data import Batch, Triple, positions
 from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_memory import mask_bytes
 from patchkit.model import Dims, PatchModel, Site
-from patchkit.runtime import Cost
+from patchkit.runtime import Cost, SecondModel
 from patchkit.runtime.batch_memory import Shape
 from patchkit.tracing import Blend, Prefix, blended_logits, capture, compute_prefix
 from patchkit.tracing.prefixes import share_prefixes
@@ -65,10 +65,12 @@ class Preparation:
 
     Attributes:
         reuse: keep the keys and values before the masked position; False runs whole prompts (the slow, plain way).
+        donor: the model whose activations on the alternates are put in; None: the model's own.
     """
 
     layout: Layout
     reuse: bool = True
+    donor: SecondModel | None = None
 
     @property
     def backward(self) -> bool:
@@ -80,13 +82,24 @@ class Preparation:
 
     def open(self, model: PatchModel, items: Sequence[Masked]) -> Chunk:
         members = [item.triple for item in items]
-        (original, columns), (alternate, alternate_columns), shared = _behind_prefixes(
-            model,
-            Batch.from_ids([t.original_ids for t in members], pad_id=model.pad_id),
-            Batch.from_ids([t.alternate_ids for t in members], pad_id=model.pad_id),
-            items,
+        whole = [
+            (Batch.from_ids(ids, pad_id=model.pad_id), places)
+            for ids, places in (
+                ([t.original_ids for t in members], [item.original_at for item in items]),
+                ([t.alternate_ids for t in members], [item.alternate_at for item in items]),
+            )
+        ]
+        if self.donor is None:
+            reader, cut = model, whole
+        else:
+            # What the model holds of a prefix is nothing to another model.
+            reader, cut = self.donor.open(model), whole[:1]
+        left, shared = _behind_prefixes(model, cut)
+        (original, columns), (alternate, alternate_columns) = (
+            *left,
+            *((batch, positions(batch, at)) for batch, at in whole[len(left) :]),
         )
-        seen = capture(model, alternate, self.layout.sites, columns=alternate_columns)
+        seen = capture(reader, alternate, self.layout.sites, columns=alternate_columns)
         run = compute_prefix(model, original, int(columns.min())) if self.reuse else original
         with torch.no_grad():
             own = blended_logits(model, run, [], columns).float()
@@ -125,19 +138,17 @@ class Preparation:
 
 
 def _behind_prefixes(
-    model: PatchModel, original: Batch, alternate: Batch, items: Sequence[Masked]
-) -> tuple[tuple[Batch, Tensor], tuple[Batch, Tensor], int]:
-    """Both prompts' columns that are left to run, with the masked columns among them, and tokens run for prefixes."""
-    whole = (original, alternate)
-    at = [[getattr(item, name) for item in items] for name in ("original_at", "alternate_at")]
-    columns = [positions(batch, places) for batch, places in zip(whole, at, strict=True)]
+    model: PatchModel, masked: Sequence[tuple[Batch, Sequence[int]]]
+) -> tuple[list[tuple[Batch, Tensor]], int]:
+    """Of each batch the columns that are left to run, with the masked columns among them; tokens run for prefixes."""
+    whole = [batch for batch, _ in masked]
+    columns = [positions(batch, places) for batch, places in masked]
     cut, ran = share_prefixes(model, whole)
     before = [batch.width - left.width for batch, left in zip(whole, cut, strict=True)]
     if any(int(each.min()) < start for each, start in zip(columns, before, strict=True)):
         # A mask inside a prefix: that is not the same in all runs then.
-        cut, before = list(whole), [0, 0]
-    first, second = ((cut[i], columns[i] - before[i]) for i in range(2))
-    return first, second, ran
+        cut, before = whole, [0] * len(whole)
+    return [(left, at - start) for left, at, start in zip(cut, columns, before, strict=True)], ran
 
 
 def _known(given: Sequence[int | None], otherwise: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from patchkit.methods._mask_layout import Layout
 from patchkit.methods._mask_prepare import Masked, Preparation
 from patchkit.methods._mask_steps import Answers, Facts, Gradient
 from patchkit.model import PatchModel
-from patchkit.runtime import MAX_BATCH_TOKENS, Session
+from patchkit.runtime import MAX_BATCH_TOKENS, SecondModel, Session
 from patchkit.runtime.held import Held
 
 #: Masks of one step: here so few that Ctrl-C and the progress do not wait long. A job takes more, as long as they are
@@ -96,6 +96,7 @@ def prepare(
     reuse: bool = True,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     tally: Tally | None = None,
+    donor: SecondModel | None = None,
 ) -> Prepared:
     """Caches everything about the triples that no mask changes.
 
@@ -104,6 +105,7 @@ def prepare(
         position: `last`, or the name of a one-token span that every triple has.
         reuse: see `Preparation`.
         tally: where the cost is counted.
+        donor: see `Preparation`.
 
     Raises:
         InputError: a triple without the span, an empty desideratum.
@@ -117,7 +119,7 @@ def prepare(
     places = zip(members, *span_positions(members, position), strict=True)
     items = [Masked(*place, number) for number, place in enumerate(places)]
     session = Session(
-        Preparation(layout, reuse), model, items, max_batch_tokens=max_batch_tokens, label="mask"
+        Preparation(layout, reuse, donor), model, items, max_batch_tokens=max_batch_tokens, label="mask"
     )
     tally = tally or Tally()
     try:

@@ -1,4 +1,5 @@
-"""What is put in where a node is patched: the pair's other run, a mean over a reference set, zeros, or noise."""
+"""What is put in where a node is patched: the pair's other run, another model's run of the same prompt, a mean over a
+reference set, zeros, or noise."""
 
 from __future__ import annotations
 
@@ -15,18 +16,26 @@ from patchkit.errors import InputError
 from patchkit.methods._node_options import NodeOptions
 from patchkit.methods._pair_batch import PairBatch
 from patchkit.model import KINDS, Dims, PatchModel, Site
-from patchkit.runtime import Cost, run_program
+from patchkit.runtime import Cost, SecondModel, run_program
 from patchkit.tracing import capture
+
+#: The ablation of `methods/cross_model.py`: another model's activations on the same prompt.
+CROSS_MODEL = "cross-model"
 
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """How values for patched nodes are made; see `NodeOptions.ablation`."""
+    """How values for patched nodes are made; see `NodeOptions.ablation`.
+
+    Attributes:
+        donor: the model whose activations are put in, of the ablation `cross-model`.
+    """
 
     ablation: str
     noise_scale: float = 1.0
     seed: int = 0
     means: Mapping[Site, Tensor] | None = None
+    donor: SecondModel | None = None
 
     @property
     def needs_own(self) -> bool:
@@ -43,9 +52,14 @@ class Replacement:
     ) -> tuple[dict[Site, Tensor], Tensor]:
         """(`[pairs, width, ...]` to put in at each site, the source runs' last-position logits).
 
+        Under `cross-model` the source runs are those of the donor on the base prompts.
+
         Args:
             own: the base runs' activations, when `needs_own`.
         """
+        if self.donor is not None:
+            given = capture(self.donor.open(model), batch.base, sites)
+            return dict(given.values), given.logits
         run = capture(model, batch.source, sites if self.ablation == "resample" else ())
         if self.ablation == "resample":
             return dict(run.values), run.logits

@@ -259,8 +259,9 @@ def set_effects(
     sets: Sequence[Int[Tensor, " _"]],
     pair_numbers: Sequence[int],
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
 ) -> SetEffects:
-    """`patch_sets` with the replacement made."""
+    """`patch_sets` with the replacement made, and what is finished of it kept in `checkpoint`."""
     if len(sets) != len(pair_numbers):
         raise InputError(f"{len(sets)} sets of nodes for {len(pair_numbers)} pair numbers; expected one each")
     for nodes in sets:
@@ -272,7 +273,7 @@ def set_effects(
         if not 0 <= number < len(asked.pairs):
             raise InputError(f"pair number {number}: there are {len(asked.pairs)} pairs, numbered from 0")
     items, order = set_items(asked, sets, pair_numbers)
-    found = _run(model, asked, made, items, None, progress, "patching sets")
+    found = _run(model, asked, made, items, checkpoint, progress, "patching sets")
     effects = torch.empty(len(sets), dtype=found["effect"].dtype)
     for part, values in zip(order, found["effect"], strict=True):
         effects[torch.tensor(part)] = values[: len(part)]

@@ -35,6 +35,26 @@ def patching_stages(
     return [*_means(asked, reference), _exact("patching", asked, asked.ids)]
 
 
+def sets_stage(
+    model: PatchModel,
+    pairs: Sequence[Pair],
+    sets: Sequence[Sequence[str]],
+    options: NodeOptions,
+    label: str,
+) -> Stage:
+    """Sets of nodes, by name, patched at once in every pair.
+
+    Raises:
+        InputError: a node or position that does not exist.
+    """
+    asked = ask(model, pairs, options)
+    numbers = [asked.grid.select(tuple(names)) for names in sets]
+    each = [number for _ in pairs for number in numbers]
+    items, _ = set_items(asked, each, [pair for pair in range(len(pairs)) for _ in numbers])
+    program = sets_program(asked, _replacement(options), items)
+    return Stage(label, program, items, back=4 * program.most + _ENDS)
+
+
 def attribution_stages(
     model: PatchModel,
     pairs: Sequence[Pair],

@@ -1,6 +1,10 @@
 """Pictures and the self-contained report page, from result objects alone."""
 
 from patchkit.report import _scores_words
+from patchkit.report._across_page import comparison_page as comparison_page
+from patchkit.report._across_page import generalisation_page as generalisation_page
+from patchkit.report._across_page import write_comparison_report as write_comparison_report
+from patchkit.report._across_page import write_generalisation_report as write_generalisation_report
 from patchkit.report._edge_page import circuits_page as circuits_page
 from patchkit.report._edge_page import edges_page as edges_page
 from patchkit.report._edge_page import evaluation_page as evaluation_page

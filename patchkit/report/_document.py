@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patchkit.files import atomic_write
-from patchkit.report._html import escape
+from patchkit.report._html import arrows, escape, paragraph
 from patchkit.report._style import style_sheet
 
 REPORT = "report.html"
@@ -30,7 +30,13 @@ def write_files(directory: Path, page: str, drawn: Mapping[str, bytes], pictures
     return directory / REPORT
 
 
-def document(title: str, lead: str, sections: Sequence[str]) -> str:
+def lead(title: str, headline: str, warned: Sequence[str], tiles: str) -> str:
+    """What stands on top: the title, the answer in a sentence, what limits it, and the main numbers."""
+    said = "".join(paragraph(text, "warn") for text in warned if text)
+    return f'<h1>{escape(title)}</h1><p class="headline">{arrows(headline)}</p>{said}{tiles}'
+
+
+def document(title: str, top: str, sections: Sequence[str]) -> str:
     """The whole page: what stands on top, links to the sections, and the sections that are not empty."""
     sections = [part for part in sections if part]
     links = "".join(
@@ -43,7 +49,7 @@ def document(title: str, lead: str, sections: Sequence[str]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style_sheet()}</style></head>\n<body>"
-        f'<header>{lead}</header>\n<nav aria-label="Sections">{links}</nav>\n<main>\n'
+        f'<header>{top}</header>\n<nav aria-label="Sections">{links}</nav>\n<main>\n'
         + "\n".join(sections)
         + "\n</main>\n<footer>Written by patchkit. The page loads nothing and runs no script.</footer></body></html>\n"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from patchkit.errors import InputError
@@ -17,11 +17,10 @@ from patchkit.report import _scrub_sections as from_scrubbing
 from patchkit.report import _study_sections as from_study
 from patchkit.report._canvas import to_png
 from patchkit.report._circuits_plots import areas_figure, methods_figure
-from patchkit.report._document import document, write_files
+from patchkit.report._document import document, lead, write_files
 from patchkit.report._edge_plots import concentration_figure, edges_figure, layer_maps, pictured, shares
 from patchkit.report._evaluation_plots import curve_figure, faithfulness_figure
 from patchkit.report._evaluation_words import main_run
-from patchkit.report._html import arrows, escape, paragraph
 from patchkit.report._matrix_plot import matrix_figure
 from patchkit.report._paths_plot import paths_figure
 from patchkit.report._scrub_plot import recovered_figure
@@ -76,7 +75,7 @@ def edges_page(scores: EdgeScores, manifest: Manifest | None = None, place: str 
     title = f"Which edges matter{model}: {edge_words.method_name(scores)}"
     warned = [*edge_words.warnings(scores), state(manifest)]
     return document(
-        title, _lead(title, edge_words.headline(scores), warned, from_edges.tiles(scores, held)), sections
+        title, lead(title, edge_words.headline(scores), warned, from_edges.tiles(scores, held)), sections
     )
 
 
@@ -114,8 +113,8 @@ def evaluation_page(found: Evaluation, manifest: Manifest | None = None, place: 
     ]
     title = f"Is the circuit enough? {found.model}: {evaluation_words.method_name(found)}"
     warned = [*evaluation_words.warnings(found), state(manifest)]
-    lead = _lead(title, evaluation_words.headline(found), warned, from_evaluation.tiles(found))
-    return document(title, lead, sections)
+    top = lead(title, evaluation_words.headline(found), warned, from_evaluation.tiles(found))
+    return document(title, top, sections)
 
 
 def write_paths_report(directory: Path | str) -> Path:
@@ -141,9 +140,7 @@ def paths_page(found: PathResult, manifest: Manifest | None = None, place: str =
     ]
     title = f"Path patching in {found.model}"
     warned = [*from_paths.warnings(found), state(manifest)]
-    return document(
-        title, _lead(title, from_paths.headline(found), warned, from_paths.tiles(found)), sections
-    )
+    return document(title, lead(title, from_paths.headline(found), warned, from_paths.tiles(found)), sections)
 
 
 def write_scrubbing_report(directory: Path | str) -> Path:
@@ -177,8 +174,8 @@ def scrubbing_page(found: Scrubbing, manifest: Manifest | None = None, place: st
     ]
     title = f"Causal scrubbing of {found.results[0].model}"
     warned = [*from_scrubbing.warnings(found), state(manifest)]
-    lead = _lead(title, from_scrubbing.headline(found), warned, from_scrubbing.tiles(found))
-    return document(title, lead, sections)
+    top = lead(title, from_scrubbing.headline(found), warned, from_scrubbing.tiles(found))
+    return document(title, top, sections)
 
 
 def write_circuits_report(directory: Path | str) -> Path:
@@ -215,14 +212,8 @@ def circuits_page(study: CircuitStudy, manifest: Manifest | None = None, place: 
         from_circuits.again(study, manifest, place),
     ]
     title = f"Which scores find a faithful circuit? {study.model}, {study.task}"
-    lead = _lead(title, from_circuits.headline(study), [state(manifest)], from_circuits.tiles(study))
-    return document(title, lead, sections)
-
-
-def _lead(title: str, headline: str, warned: Sequence[str], tiles: str) -> str:
-    """What stands on top: the title, the answer in a sentence, what limits it, and the main numbers."""
-    said = "".join(paragraph(text, "warn") for text in warned if text)
-    return f'<h1>{escape(title)}</h1><p class="headline">{arrows(headline)}</p>{said}{tiles}'
+    top = lead(title, from_circuits.headline(study), [state(manifest)], from_circuits.tiles(study))
+    return document(title, top, sections)
 
 
 def _manifest(directory: Path) -> Manifest | None:

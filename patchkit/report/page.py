@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchkit.errors import InputError
 from patchkit.reading import exists, is_directory, names_in
+from patchkit.report import _across_page as across_page
 from patchkit.report import _edge_page as edge_page
 from patchkit.report import _ioi_page as ioi_page
 from patchkit.report import _mask_sections as from_mask
@@ -65,6 +66,7 @@ def _writers() -> dict[str, tuple[str, Callable[[Path], Path]]]:
         **edge_page.WRITERS,
         **ioi_page.WRITERS,
         **scoreboard_page.WRITERS,
+        **across_page.WRITERS,
     }
 
 

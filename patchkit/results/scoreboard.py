@@ -116,6 +116,17 @@ class Case(_Frozen):
         return next((row for row in self.methods if row.method == method), None)
 
 
+class Recovery(_Frozen):
+    """Planted items of one kind in one case that AtP misses: which of them AtP* finds, and why not the others."""
+
+    case: str
+    kind: str
+    missed: list[str] = Field(description="by AtP: nodes and inputs")
+    recovered: list[str] = Field(description="of those, by AtP*")
+    left: list[str]
+    why: str = Field(default="", description="why what is left is left; '' where nothing is")
+
+
 class Mean(_Frozen):
     """A mean over the cases of one family, or of all, with a 95 % bootstrap over cases."""
 
@@ -141,6 +152,9 @@ class Scoreboard(_Frozen):
     kinds: dict[str, str] = Field(description="kind of failure -> why it makes a method miss, in words")
     cases: list[Case]
     means: list[Mean]
+    recovery: list[Recovery] = Field(
+        default_factory=list, description="of every planted saturation and cancellation"
+    )
     findings: list[str]
     best: dict[str, str] = Field(
         description="question -> which method is best for it, in words that numbers choose"

@@ -23,6 +23,7 @@ from patchkit.runtime.program import Program as Program
 from patchkit.runtime.program import Progress as Progress
 from patchkit.runtime.program import Summing as Summing
 from patchkit.runtime.scheduler import run_program as run_program
+from patchkit.runtime.second_model import SecondModel as SecondModel
 from patchkit.runtime.serving import serve as serve
 from patchkit.runtime.sessions import Session as Session
 from patchkit.runtime.sharing import announce_model as announce_model

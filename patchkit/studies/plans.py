@@ -34,9 +34,11 @@ from patchkit.studies._ioi_options import IoiOptions
 from patchkit.studies._ioi_paths import heads_below
 from patchkit.studies._recall_material import task_of, task_pairs
 from patchkit.studies._recall_settings import GRADIENT_METHODS, KINDS, POSITIONS, SearchOptions
+from patchkit.studies._truth_plan import truth_stages
 from patchkit.studies.attribution_recall import MODELS, RecallOptions
 from patchkit.studies.binding_hypotheses import VALUE_HEADS, BindingOptions, binding_inputs, hypotheses
 from patchkit.studies.circuits import ESTIMATES, CircuitStudyOptions
+from patchkit.studies.ground_truth import case_names
 from patchkit.studies.variable_binding import TRAINED, StudyOptions, make_triples
 
 
@@ -159,12 +161,18 @@ def scrubbing(model: PatchModel, seed: int) -> StudyStages:
     return StudyStages(stages, [len(pair.clean_ids) for pair in inputs])
 
 
+def ground_truth(model: PatchModel, seed: int) -> StudyStages:
+    """Of one case: every method, and the circuits of each."""
+    return StudyStages(*truth_stages(model, seed))
+
+
 #: By name: the models that a study is made for, and its stages on one of them.
 STUDY_PLANS: dict[str, tuple[tuple[str, ...], Callable[[PatchModel, int], StudyStages]]] = {
     "variable-binding": (("varbind-llama",), variable_binding),
     "attribution-recall": (tuple(MODELS), attribution_recall),
     "circuits": (("varbind-llama",), circuits),
     "ioi": (("ioi-gpt2",), ioi),
+    "ground-truth": (tuple(case_names()), ground_truth),
     "scrubbing": (("varbind-llama",), scrubbing),
 }
 

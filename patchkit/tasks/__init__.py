@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,8 @@ from patchkit.tasks.building import DesiderataSet as DesiderataSet
 from patchkit.tasks.building import Desideratum as Desideratum
 from patchkit.tasks.building import excluded as excluded
 from patchkit.tasks.building import gather
+from patchkit.tasks.known import program_task
+from patchkit.zoo.programs import PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ TASKS: dict[str, Task] = {
             "Who is given what: the indirect object, for the embedded ioi-gpt2 and for any model of English.",
             ioi.pairs,
             {},
+        ),
+        *(
+            Task(
+                f"handmade-{program.name}",
+                f"For the models handmade-{program.name}-llama, -gqa and -gpt2: {program.task}",
+                partial(program_task, program.name),
+                {},
+            )
+            for program in PROGRAMS.values()
         ),
     )
 }

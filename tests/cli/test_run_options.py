@@ -26,7 +26,7 @@ SHARED = (
     "dtype device_map attn_implementation backend num_processes gpus_per_replica host remote_concurrency job_timeout "
     "job_seconds patience max_batch_tokens max_failures seed resume quiet"
 ).split()
-RUNS = ("patch", "attribute", "mask", "edges", "paths", "evaluate", "study", "demo")
+RUNS = ("patch", "attribute", "mask", "edges", "paths", "evaluate", "compare", "generalise", "study", "demo")
 
 
 def run(*arguments: object) -> Result:

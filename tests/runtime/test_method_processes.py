@@ -15,7 +15,17 @@ from torch import Tensor
 
 from patchkit import tasks
 from patchkit.data import Pair
-from patchkit.methods import MaskOptions, Objective, Schedule, _acdc_runs, learn_mask
+from patchkit.data import group as group_triples
+from patchkit.methods import (
+    MaskOptions,
+    Objective,
+    Schedule,
+    _acdc_runs,
+    learn_mask,
+    patch_across,
+    patch_sets_across,
+    scores_of_sets,
+)
 from patchkit.methods._bounding import bound
 from patchkit.methods._edge_options import EdgeOptions
 from patchkit.methods._evaluate_options import EvaluateOptions
@@ -155,6 +165,20 @@ def test_nodes(model: PatchModel, pairs: list[Pair], both: Callable[..., Any]) -
     both(lambda: patch_nodes(model, pairs, options))
     mean = replace(options, ablation="mean")
     both(lambda: patch_nodes(model, pairs[2:], mean, reference=pairs[2:]))
+
+
+def test_nodes_of_another_model(model: PatchModel, pairs: list[Pair], both: Callable[..., Any]) -> None:
+    """Both ways: each process opens the donor that it lacks."""
+    early = load(f"{_MODEL}-early", dtype="float64")
+    options = NodeOptions(nodes=("z", "mlp_out"), layers=(1, 3))
+    found = both(lambda: patch_across(model, early, pairs, options))
+    assert float(found.effects[:, found.grid.select(("m1",))].abs().min()) > 1e-3
+    both(lambda: patch_across(early, model, pairs, options))
+    both(lambda: patch_sets_across(model, early, pairs, [("a1.h0", "m1"), ("z",)]))
+    names = tasks.get("variable-binding").trained
+    triples = tasks.desiderata("variable-binding", model.tokenizer, 0, 6, 0, names=names).triples()
+    held_out = group_triples(triples, "test")
+    both(lambda: scores_of_sets(model, held_out, [("a1.h0",), ("m1", "m2")], donor=early))
 
 
 def test_attribution_its_verification_and_its_bound(

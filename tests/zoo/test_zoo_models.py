@@ -14,9 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from patchkit import zoo
 from patchkit.errors import InputError
 from patchkit.tasks import ioi_language, language
+from patchkit.zoo.siit import CASES
 
 TRAINED = [name for name in zoo.names() if zoo.find(name) is not None]
 BINDING = ["varbind-llama", "varbind-llama-gqa"]
+#: A stage at which not all is learned yet.
+EARLY = "varbind-llama-gqa-early"
 
 
 def accuracy(
@@ -32,13 +35,35 @@ def accuracy(
 
 
 def test_what_is_embedded() -> None:
-    expected = {*BINDING, "ioi-gpt2", "induction-2l", "handmade-llama", "handmade-llama-saturated"}
+    expected = {
+        *BINDING,
+        EARLY,
+        *CASES,
+        "ioi-gpt2",
+        "induction-2l",
+        "handmade-llama",
+        "handmade-llama-saturated",
+    }
     assert set(zoo.names()) == expected
     assert set(TRAINED) == {name for name in expected if not name.startswith("handmade")}
 
 
 def test_everything_together_is_under_six_megabytes() -> None:
     assert sum(path.stat().st_size for path in zoo.MODELS.rglob("*") if path.is_file()) < 6_000_000
+
+
+def test_the_early_stage_is_one_of_the_later_models_own_run() -> None:
+    """To the last digit of the log; and what it lacks is what is learned last."""
+    logs = [
+        list(csv.DictReader((zoo.MODELS / name / "training_log.csv").read_text().splitlines()))
+        for name in (EARLY, BINDING[1])
+    ]
+    shared = [[{**row, "seconds": ""} for row in log[: len(logs[0])]] for log in logs]
+    assert shared[0] == shared[1] and int(logs[0][-1]["step"]) == zoo.card(EARLY).train_steps == 1600
+    accuracy = zoo.card(EARLY).accuracy
+    assert all(
+        row["recall"] > 0.98 and row["compare"] > 0.9 and row["plus"] < 0.7 for row in accuracy.values()
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -67,6 +67,34 @@ def test_the_same_seed_gives_the_same_model(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
+def test_an_earlier_stage_is_the_same_run_ended_before() -> None:
+    from zoo_recipes import RECIPES
+    from zoo_training import train
+
+    recipe = RECIPES["varbind-llama-gqa-early"]
+    whole = RECIPES["varbind-llama-gqa"]
+    assert recipe.schedule == replace(whole.schedule, ends_at=1600) and recipe.seed == whole.seed
+    assert recipe.build is whole.build and recipe.stream is whole.stream
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    for ends_at in (None, 2):
+        torch.manual_seed(5)
+        model, stream = recipe.build(), recipe.stream(5)
+        feedback, seen = stream.feedback, list[float]()
+
+        def note(accuracy: float, model=model, feedback=feedback, seen=seen) -> None:  # type: ignore[no-untyped-def]
+            feedback(accuracy)
+            seen.append(accuracy)
+            if len(seen) == 2:
+                state = {name: value.clone() for name, value in model.state_dict().items()}
+                kept.setdefault(len(kept), state)
+
+        stream.feedback = note  # type: ignore[method-assign]
+        record = train(model, stream, replace(recipe.schedule, max_steps=700, ends_at=ends_at or 4))
+        assert record.steps == (ends_at or 4)
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+@pytest.mark.usefixtures("scripts")
 def test_training_contexts_are_from_the_train_split_and_answered_rightly() -> None:
     """Read back from the ids alone: every binding list, every query and its label."""
     from zoo_curricula import BindingStream

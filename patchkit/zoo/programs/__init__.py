@@ -15,9 +15,10 @@ from patchkit.data.words import word_tokenizer
 from patchkit.errors import InputError
 from patchkit.zoo.known import KnownCircuit
 from patchkit.zoo.programs import failures, simple
-from patchkit.zoo.programs.compile import SHAPES, Shape, compile_program
+from patchkit.zoo.programs.compile import SHAPES as SHAPES
+from patchkit.zoo.programs.compile import Shape, compile_program
 from patchkit.zoo.programs.language import START, WORDS, Program
-from patchkit.zoo.programs.prompts import program_pairs
+from patchkit.zoo.programs.prompts import program_pairs as program_pairs
 from patchkit.zoo.programs.truth import known_circuit
 
 PROGRAMS: dict[str, Program] = {

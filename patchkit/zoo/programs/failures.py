@@ -38,7 +38,22 @@ from patchkit.zoo.programs.simple import LOOKUP, bound
 ATTENTION, BEHIND = "saturated attention", "behind saturated attention"
 MLP, CANCELLATION = "saturated MLP", "cancellation"
 REDUNDANCY, BACKUP, OPPOSED = "redundancy", "backup", "works against"
-KINDS = (ATTENTION, BEHIND, MLP, CANCELLATION, OPPOSED, REDUNDANCY, BACKUP)
+#: Why each of them makes a method miss.
+KINDS: dict[str, str] = {
+    ATTENTION: "attention is one-hot, so the gradient through its softmax is 0 at queries and keys; the QK fix takes the "
+    "finite change of the attention instead",
+    BEHIND: "what feeds the queries and keys of one-hot attention from further up: the QK fix corrects queries and keys "
+    "themselves (and edges straight into them), while the score of a node above them goes through the same softmax and "
+    "stays 0; integrated gradients that pass through the middle of the way see it",
+    MLP: "the MLP is flat at both prompts and steep between: no gradient at either run shows it, the QK fix is about "
+    "attention alone, and GradDrop takes gradients at the same point; integrated gradients and finite patches see it",
+    CANCELLATION: "a direct and an indirect path have gradients that cancel where the prompts are, and not between; "
+    "dropping the layer in which the indirect one runs leaves the other",
+    OPPOSED: "the effect has the other sign: a ranking by signed scores puts it last (here sizes are ranked)",
+    REDUNDANCY: "others do the same work, so that patching one of them changes nothing, and its exact effect is 0",
+    BACKUP: "it waits for another to find nothing, and under resampling the other always finds something: its "
+    "exact effect is 0, and so is every estimate of it",
+}
 
 _FOUND = At("found", VALUES)
 
