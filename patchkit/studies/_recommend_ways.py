@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from patchkit.methods import EdgeOptions, MaskOptions, NodeOptions, search
+from patchkit.methods import EdgeOptions, NodeOptions
 from patchkit.methods._node_options import ask
 from patchkit.methods.edge_plans import acdc_stages, exact_stages, synthetic_pairs
 from patchkit.methods.edge_plans import attribution_stages as edge_stages
@@ -19,13 +17,17 @@ from patchkit.methods.node_plans import attribution_stages, patching_stages
 from patchkit.model import PatchModel
 from patchkit.runtime import MAX_BATCH_TOKENS
 from patchkit.runtime.plan import Stage, make_plan
+from patchkit.studies._truth_methods import MethodSettings, edge_attributions, mask_options
 
 #: Nodes that an estimate's command checks exactly, where the budget allows it.
 VERIFIED = 10
 #: What every method must beat: never recommended.
-CONTROLS = frozenset({"random", "random edges"})
+CONTROLS = frozenset({"random nodes", "random edges"})
 # Triples that a mask is priced with: what a triple takes does not depend on how many there are.
 _TRIPLES = 32
+# What methods were measured with; and what `patchkit edges` takes where nothing is said.
+_MEASURED, _STEPS = MethodSettings(), 5
+_FLAGS = {"qk_fix": "--qk-fix", "grad_drop": "--graddrop"}
 _COMPONENTS = {"z": "head", "mlp_out": "mlp"}
 
 
@@ -72,6 +74,7 @@ class Way:
         edges: whether it scores edges.
         command: of a setting; without a check of its own.
         cost: of a setting, in forwards a pair.
+        most: whether the cost is the most that it may come to.
         proof: words that check the scores exactly, and their cost; None where a method has none or needs none.
     """
 
@@ -79,6 +82,7 @@ class Way:
     command: Callable[[Setting], str]
     cost: Callable[[Setting], float]
     proof: tuple[str, Callable[[Setting], float]] | None = None
+    most: bool = False
 
 
 def _patch(words: str, setting: Setting) -> str:
@@ -97,7 +101,8 @@ def _begun(command: str, setting: Setting) -> str:
 
 def _mask_command(setting: Setting) -> str:
     components = ",".join(_components(setting))
-    return f"{_begun('mask', setting)} --desiderata triples.jsonl --components {components} --out DIR"
+    own = f"--components {components} --mask-seeds 1 --no-own-masks --random-sets 1"
+    return f"{_begun('mask', setting)} --desiderata triples.jsonl {own} --out DIR"
 
 
 def _components(setting: Setting) -> tuple[str, ...]:
@@ -119,29 +124,14 @@ def _attribution(method: Any, verify: int | None, setting: Setting) -> float:
     return setting.priced(stages)
 
 
-def _nothing(sets: Sequence[Any], *numbers: Any) -> torch.Tensor:
-    """Effects of sets where only their number is of interest."""
-    del numbers
-    return torch.zeros(len(sets))
-
-
-def _subsampling(setting: Setting) -> float:
-    # How often it draws depends on no number of nodes.
-    return search.subsampling(_nothing, 1, setting.pairs).preparation
-
-
-def _blocks(setting: Setting) -> float:
-    return search.blocks(_nothing, torch.arange(setting.n_nodes)).preparation
-
-
-def _hierarchical(setting: Setting) -> float:
-    """All of its tree: only then has every node a score."""
-    return float(search.hierarchical(_nothing, setting.n_nodes).cost_at.max())
+def _searched(setting: Setting) -> float:
+    """Searches end at a share of what patching every node takes, as they were measured."""
+    return float(max(1, round(_MEASURED.budget * setting.n_nodes)))
 
 
 def _mask(setting: Setting) -> float:
     triples = synthetic_triples(("first",), _TRIPLES, setting.tokens, setting.model.dims.vocab_size)
-    options = replace(MaskOptions(), components=_components(setting))
+    options = replace(mask_options(_MEASURED, 0), components=_components(setting))
     return setting.priced(mask_stages(setting.model, triples, options), len(triples))
 
 
@@ -164,29 +154,33 @@ def _estimate(method: str) -> Way:
     return Way(False, command, partial(_attribution, method, None), proof)
 
 
-def _of_edges(words: str, **asked: Any) -> Way:
-    return Way(True, partial(_edges, words), partial(_edge_attribution, asked))
+def _edge_gradients() -> dict[str, Way]:
+    """The methods that were measured, with the arguments that they were measured with."""
+    return {
+        name: Way(True, partial(_edges, _words(asked)), partial(_edge_attribution, asked))
+        for name, asked in edge_attributions(_MEASURED).items()
+    }
+
+
+def _words(asked: Mapping[str, Any]) -> str:
+    """Arguments of `attribute_edges` as options of `patchkit edges`, behind its `--method`."""
+    words = [str(asked["method"])]
+    words += [f"--steps {asked['steps']}"] if asked.get("steps", _STEPS) != _STEPS else []
+    words += [f"--ig-rule {asked['rule']}"] if "rule" in asked else []
+    words += [option for name, option in _FLAGS.items() if asked.get(name)]
+    return " ".join(words)
 
 
 #: By the scoreboard's name of a method.
 WAYS: dict[str, Way] = {
     "exact": Way(False, partial(_patch, "patch"), _exact),
     **{method: _estimate(method) for method in ("atp", "atp-qk", "atp-graddrop", "atp-star")},
-    "subsampling": Way(False, partial(_search_command, "subsampling"), _subsampling),
-    "blocks": Way(False, partial(_search_command, "blocks"), _blocks),
-    "hierarchical": Way(False, partial(_search_command, "hierarchical"), _hierarchical),
+    "subsampling": Way(False, partial(_search_command, "subsampling"), _searched),
+    "blocks": Way(False, partial(_search_command, "blocks"), _searched),
+    "hierarchical": Way(False, partial(_search_command, "hierarchical"), _searched),
     "mask": Way(False, _mask_command, _mask),
     "exact edges": Way(True, partial(_edges, "exact"), _exact_edges),
-    "eap": _of_edges("eap", method="eap"),
-    "eap-qk": _of_edges("eap --qk-fix", method="eap", qk_fix=True),
-    "eap-graddrop": _of_edges("eap --graddrop", method="eap", grad_drop=True),
-    "eap-star": _of_edges("eap --qk-fix --graddrop", method="eap", qk_fix=True, grad_drop=True),
-    "eap-ig-inputs": _of_edges("eap-ig-inputs", method="eap-ig-inputs"),
-    "eap-ig-inputs-midpoint": _of_edges(
-        "eap-ig-inputs --ig-rule midpoint", method="eap-ig-inputs", rule="midpoint"
-    ),
-    "eap-ig-activations": _of_edges("eap-ig-activations", method="eap-ig-activations"),
-    "clean-corrupted": _of_edges("clean-corrupted", method="clean-corrupted"),
-    "ifr": _of_edges("ifr", method="ifr"),
-    "acdc": Way(True, partial(_edges, "acdc"), _acdc),
+    **_edge_gradients(),
+    "ifr": Way(True, partial(_edges, "ifr"), partial(_edge_attribution, {"method": "ifr"})),
+    "acdc": Way(True, partial(_edges, "acdc"), _acdc, most=True),
 }

@@ -231,9 +231,13 @@ class _Comparison:
             for method in within
             if {case.family for case in self.board.cases if case.name in self.scores[method]} != families
         ]
-        if not partial:
-            return []
-        return [f"Not on cases of every family, and so not recommended: {', '.join(partial)}."]
+        notes = []
+        if partial:
+            notes.append(f"Not on cases of every family, and so not recommended: {', '.join(partial)}.")
+        most = [method for method in self.costs if WAYS[method].most]
+        if most:
+            notes.append(f"The most that it may come to is the cost of {', '.join(most)}.")
+        return notes
 
     def _shape(self) -> str:
         graph = EdgeGraph.of(self.setting.model.dims)

@@ -33,7 +33,7 @@ NODE_METHODS: dict[str, tuple[float, float, tuple[str, ...]]] = {
     "blocks": (0.6, 5.0, ("backup", "cancellation")),
     "hierarchical": (0.9, 30.0, ("redundancy", "backup")),
     "mask": (0.88, 300.0, ("cancellation",)),
-    "random": (0.0, 0.0, tuple(KINDS)),
+    "random nodes": (0.0, 0.0, tuple(KINDS)),
 }
 EDGE_METHODS: dict[str, tuple[float, float, tuple[str, ...]]] = {
     "exact edges": (1.0, 140.0, ("redundancy", "backup")),
@@ -42,7 +42,7 @@ EDGE_METHODS: dict[str, tuple[float, float, tuple[str, ...]]] = {
     "eap-graddrop": (0.8, 11.0, ("saturated attention", "saturated MLP", "redundancy", "backup")),
     "eap-star": (0.92, 12.0, ("saturated MLP", "redundancy", "backup")),
     "eap-ig-inputs": (0.95, 12.0, ("redundancy", "backup")),
-    "eap-ig-inputs-midpoint": (0.95, 12.0, ("redundancy", "backup")),
+    "eap-ig-midpoint": (0.95, 12.0, ("redundancy", "backup")),
     "eap-ig-activations": (0.9, 240.0, ("redundancy", "backup")),
     "clean-corrupted": (0.85, 5.0, ("redundancy", "backup", "saturated MLP")),
     "acdc": (0.8, 400.0, ("redundancy", "backup", "works against")),
@@ -82,7 +82,7 @@ def node_row(method: str, generator: random.Random, **changed: Any) -> MethodOnC
         "faithfulness": quality * generator.uniform(0.8, 1.1),
         "n_edges": None,
         "overlap": quality * generator.uniform(0.6, 1.0),
-        "seeds": [0.5, 0.52, 0.47] if method in ("random", "subsampling") else [],
+        "seeds": [0.5, 0.52, 0.47] if method in ("random nodes", "subsampling") else [],
     }  # fmt: skip
     return MethodOnCase(**(fields | changed))
 

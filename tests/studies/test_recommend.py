@@ -20,6 +20,7 @@ from patchkit.results.scoreboard import SCOREBOARD, Scoreboard
 from patchkit.runtime.plan import make_plan
 from patchkit.studies import recommend as home
 from patchkit.studies._recommend_ways import CONTROLS, WAYS
+from patchkit.studies._truth_methods import METHODS
 from patchkit.studies.recommend import RecommendOptions, evidence_lines, lead_lines, recommend
 from patchkit.zoo.load import load
 from patchkit.zoo.programs.failures import BACKUP, MLP, REDUNDANCY
@@ -33,7 +34,7 @@ NODES = {
     "atp-star": 0.95,
     "blocks": 0.6,
     "mask": 0.9,
-    "random": 0.5,
+    "random nodes": 0.5,
 }
 EDGES = {"exact edges": 0.99, "eap": 0.8, "eap-ig-inputs": 0.95, "acdc": 0.7, "ifr": 0.6, "random edges": 0.5}
 BOTH = board(NODES | EDGES)
@@ -60,7 +61,7 @@ def test_the_best_is_recommended_whatever_it_takes(gqa: PatchModel) -> None:
         "patchkit patch --model varbind-llama-gqa --pairs pairs.jsonl --nodes z,mlp_out --out DIR"
     )
     assert [(each.method, each.reason) for each in found.not_compared] == [
-        ("random", "a control, which knows nothing")
+        ("random nodes", "a control, which knows nothing")
     ]
     assert asked(gqa, nodes=None).chosen == "exact edges"
 
@@ -85,7 +86,7 @@ def test_every_method_of_nodes_can_be_recommended(gqa: PatchModel, best: str) ->
 
 
 def test_every_method_of_the_study_has_a_way_or_is_a_control() -> None:
-    assert {*made.NODE_METHODS, *made.EDGE_METHODS} == WAYS.keys() | CONTROLS
+    assert METHODS.keys() == WAYS.keys() | CONTROLS == made.NODE_METHODS.keys() | made.EDGE_METHODS.keys()
 
 
 def test_costs_are_those_of_the_plans(gqa: PatchModel) -> None:
