@@ -11,7 +11,8 @@ TOKENIZER = language.build_tokenizer()
 
 
 def test_every_task_has_a_description_and_trains_on_its_own_desiderata():
-    assert list(tasks.TASKS) == ["variable-binding", "arithmetic", "entity-tracking", "ioi"]
+    named = [name for name in tasks.TASKS if not name.startswith("handmade-")]
+    assert named == ["variable-binding", "arithmetic", "entity-tracking", "ioi"]
     for name, task in tasks.TASKS.items():
         assert task.name == name and task.description.endswith(".")
         assert set(task.trained) <= set(task.desiderata)
