@@ -89,7 +89,8 @@ def _means(board: Scoreboard) -> list[str]:
 
 def _missed(board: Scoreboard) -> list[str]:
     shown = [_markdown(table) for what in tables.WHATS if (table := tables.missed(board, what)) is not None]
-    return [_terms(board.kinds.items()), *shown] if shown else []
+    found = _folded("What AtP misses and AtP* finds", _markdown(tables.recovery(board)))
+    return [_terms(board.kinds.items()), *shown, found] if shown else []
 
 
 def _cases(board: Scoreboard) -> list[str]:

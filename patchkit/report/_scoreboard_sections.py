@@ -82,6 +82,9 @@ def missed(board: Scoreboard) -> str:
     why = definitions((kind, rich(said)) for kind, said in board.kinds.items())
     first, *others = shown.items()
     parts = [first[1].html(), *(_folded(f"The same of {what}", table.html()) for what, table in others)]
+    found = tables.recovery(board)
+    if found is not None:
+        parts.append(_folded("What AtP misses and AtP* finds", found.html()))
     return section("missed", "What is missed, and why", "Missed", why, *parts)
 
 

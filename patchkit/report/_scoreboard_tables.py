@@ -161,6 +161,21 @@ def _missed_entry(found: tuple[int, int] | None) -> Entry:
     return Entry(f"{count(found[0])}/{count(found[1])}", heat=-found[0] / found[1])
 
 
+def recovery(board: Scoreboard) -> Grid | None:
+    """Case by kind: what is planted that AtP misses, and which of it AtP* finds."""
+    rows = [
+        [
+            name(each.case, each.kind),
+            name(", ".join(each.missed) or ABSENT),
+            name(", ".join(each.recovered) or ABSENT),
+            name(", ".join(each.left) or ABSENT, each.why),
+        ]
+        for each in board.recovery
+    ]
+    told = "Planted nodes and inputs that AtP misses, case by case: which of them AtP* finds, and why not the others."
+    return Grid(told, ["case", "missed by AtP", "found by AtP*", "left"], rows) if rows else None
+
+
 def cases(board: Scoreboard, family: str) -> Grid | None:
     """What is planted in each case of a family, how large it is, and how faithful its true circuit."""
     held = [case for case in board.cases if case.family == family]

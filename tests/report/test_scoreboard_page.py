@@ -19,10 +19,10 @@ from patchkit.report._scoreboard_maps import heat_figure, mapped
 from patchkit.report._scoreboard_pictures import pictures
 from patchkit.report._scoreboard_plots import costs_figure, curves_figure, looks
 from patchkit.report._scoreboard_tables import cases as cases_table
-from patchkit.report._scoreboard_tables import leading, means, missed
+from patchkit.report._scoreboard_tables import leading, means, missed, recovery
 from patchkit.report._scoreboard_words import answers, headline
 from patchkit.results.formats import write_model
-from patchkit.results.scoreboard import Scoreboard
+from patchkit.results.scoreboard import Recovery, Scoreboard
 from tests.report import scoreboard_example as made
 from tests.report_pages import EVIL, check_page, section, sections, tables, text
 
@@ -109,6 +109,23 @@ def test_misses_are_summed_over_cases_and_by_kind(page: str) -> None:
     why = text(section(page, "missed"))
     assert all(said in why for said in made.KINDS.values())
     assert "mask" not in rows and missed(board, "inputs") is not None
+
+
+def test_what_atp_star_finds_of_what_atp_misses_is_listed() -> None:
+    one = Recovery(
+        case="lookup-gqa",
+        kind="backup",
+        missed=["a0.h1", "m2"],
+        recovered=["m2"],
+        left=["a0.h1"],
+        why="it waits",
+    )
+    board = small(recovery=[one])
+    table = recovery(board)
+    assert table is not None
+    shown = [(entry.text, entry.small) for entry in table.rows[0]]
+    assert shown == [("lookup-gqa", "backup"), ("a0.h1, m2", ""), ("m2", ""), ("a0.h1", "it waits")]
+    assert table.markdown().strip() in scoreboard_markdown(board, []) and recovery(small()) is None
 
 
 def test_cases_say_what_is_planted(page: str) -> None:
