@@ -18,7 +18,7 @@ Values = Mapping[str, Value]
 DIGITS: Words = tuple("01234567")
 LETTERS: Words = tuple("abcdefgh")
 KEYS: Words = LETTERS[:4]
-COLOURS: Words = ("red", "blue", "green", "black", "white", "brown")
+COLOURS: Words = ("red", "blue", "green", "black")
 NOUNS: Words = ("cat", "dog", "cow", "fox", "owl", "bee", "ant", "hen")
 
 SUM_WORDS: Words = (*DIGITS, "plus", "skip", "is")
