@@ -79,10 +79,6 @@ def words(text: str) -> Words:
         ("siit-choice-gpt2", "red blue ? cat dog :", {"left": "blue green ? cow fox :"}, "cat"),
         ("siit-choice-gpt2", "red blue ? cat dog :", {"same": "green green ? cow fox :"}, "cat"),
         ("siit-choice-gpt2", "red blue ? cat dog :", {"chosen": "green green ? cow fox :"}, "cow"),
-        ("siit-induction-llama", "e b h a c g d f . b", {}, "h"),
-        ("siit-induction-llama", "e b h a c g d f . f", {}, "."),
-        ("siit-induction-llama", "e b h a c g d f . b", {"previous": "b a c d e f g h . c"}, "b"),
-        ("siit-induction-llama", "e b h a c g d f . b", {"copied": "b a c d e f g h . c"}, "d"),
     ],
 )
 def test_programs_by_hand(name: str, prompt: str, others: dict[str, str], answer: str) -> None:
