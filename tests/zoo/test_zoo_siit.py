@@ -198,7 +198,7 @@ def test_all_together_are_under_three_megabytes() -> None:
 def test_the_program_s_edges_carry_the_answer(name: str) -> None:
     """By exact patching: each of them more than any other edge; of queries, keys and values the largest counts."""
     model, case = shipped(name), CASES[name]
-    scores = patch_edges(model, case.pairs(model.tokenizer, 4, seed=0), by_query=True)
+    scores = patch_edges(model, case.pairs(model.tokenizer, 8, seed=0), by_query=True)
     magnitudes = scores.mean_abs if scores.by_query is None else scores.by_query[1]
     graph = EdgeGraph.of(model.dims, by_query_head=True)
     strongest: dict[str, float] = {}
@@ -246,7 +246,7 @@ def test_an_untrained_model_fails(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("get", [shipped, untrained])
 def test_agrees_with_plain_hooks(name: str, get: Callable[[str], PatchModel]) -> None:
-    model, case, n = get(name), CASES[name], 16
+    model, case, n = get(name), CASES[name], 8
     plain = plain_twin(model)
     prompts = case.prompts(n, seed=4)
     runs = _Runs(model, case, prompts)
