@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from siit_swaps import NARROW_LESSON
 from siit_training import Curriculum
 from transformers import PreTrainedModel
 from zoo_recipes import gpt2, llama
 from zoo_training import Schedule
 
-from patchkit.zoo._siit_programs import COLOURS, DIGITS, KEYS, LETTERS
+from patchkit.zoo._siit_programs import COLOURS, DIGITS, KEYS
 from patchkit.zoo.siit import CASES, Words
 
 
@@ -65,14 +64,5 @@ RECIPES: dict[str, SiitRecipe] = {
     "siit-choice-gpt2": SiitRecipe(
         lambda words: gpt2(words, 2, 4, 64, 256),
         Curriculum(schedule(5000), first_weight=1.0, easy=partial(with_a_favourite, "siit-choice-gpt2")),
-    ),
-    "siit-induction-llama": SiitRecipe(
-        lambda words: llama(words, 2, 4, 4, 64, 128),
-        Curriculum(
-            schedule(6000),
-            first_weight=1.0,
-            lesson=partial(lookups, "siit-induction-llama", LETTERS),
-            lesson_shares=NARROW_LESSON,
-        ),
     ),
 }

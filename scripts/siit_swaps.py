@@ -34,8 +34,6 @@ PUT_IN = {"donor": 0.7, "mean": 0.15, "zero": 0.15}
 #: Nothing interchanged, and the circuit alone in a part of the rows: a lookup is learned sooner where there are many
 #: heads for it, and then it is to be found in those that are always there.
 LESSON = Shares({"none": 1.0}, {"none": 0.4, "some": 0.3, "all": 0.3}, PUT_IN)
-#: Nothing interchanged, and the circuit alone in nearly all rows.
-NARROW_LESSON = Shares({"none": 1.0}, {"some": 0.1, "all": 0.9}, PUT_IN)
 #: Interchanges of variables, with the nodes outside the circuit replaced in most rows.
 STRICT = Shares(
     {"none": 0.2, "one": 0.4, "some": 0.4}, {"none": 0.15, "one": 0.15, "some": 0.2, "all": 0.5}, PUT_IN

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from siit_interchange import NodeHooks
-from siit_swaps import LESSON, STRICT, Shares, drawn_swap
+from siit_swaps import LESSON, STRICT, drawn_swap
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
@@ -44,7 +44,6 @@ class Curriculum:
         first_weight: of the second run's loss at the beginning; it grows to 1 over `growing` steps.
         batch: rows.
         lesson: what comes first, until `good_enough` of its answers are right.
-        lesson_shares: which nodes are replaced in it.
         easy: prompts drawn instead of the case's until `good_enough` of the answers of both runs are right.
     """
 
@@ -53,7 +52,6 @@ class Curriculum:
     growing: int = 500
     batch: int = 96
     lesson: Lesson | None = None
-    lesson_shares: Shares = LESSON
     easy: Callable[[random.Random], Words] | None = None
     good_enough: float = 0.95
 
@@ -107,7 +105,7 @@ class SiitTrainer:
         ids = torch.tensor(self.case.encode(self.tokenizer, prompts))
         with torch.no_grad(), self.hooks.recording():
             self._hidden(ids)
-        swap, _ = drawn_swap(self.rng, self.case, self.hooks, rows, self.curriculum.lesson_shares)
+        swap, _ = drawn_swap(self.rng, self.case, self.hooks, rows, LESSON)
         with self.hooks.swapping(swap):
             hidden = self._hidden(ids)[:, 1:]  # without `<s>`, which is not one of the prompt's words
         asked = torch.tensor([[word != "" for word in row] for row in answers])

@@ -2,8 +2,8 @@
 
 Prompts are tuples of words, without the `<s>` that the tokenizer puts first. The prompts of one kind have one length
 and the same words at the same places, apart from those that carry a value, so that another prompt's activations fit
-position by position. The two lookups draw permutations of one set of keys: the key that is asked for is then in every
-other prompt too, and a program whose keys come from another prompt still has an answer.
+position by position. The lookup draws permutations of one set of keys: the key that is asked for is then in every other
+prompt too, and a program whose keys come from another prompt still has an answer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ Value = str | bool | Words
 Values = Mapping[str, Value]
 
 DIGITS: Words = tuple("01234567")
-LETTERS: Words = tuple("abcdefgh")
-KEYS: Words = LETTERS[:4]
-COLOURS: Words = ("red", "blue", "green", "black", "white", "brown")
+KEYS: Words = tuple("abcd")
+COLOURS: Words = ("red", "blue", "green", "black")
 NOUNS: Words = ("cat", "dog", "cow", "fox", "owl", "bee", "ant", "hen")
 
 SUM_WORDS: Words = (*DIGITS, "plus", "skip", "is")
 CHAIN_WORDS: Words = (*DIGITS, "plus", "minus", "is")
 BINDING_WORDS: Words = (*DIGITS, *KEYS, ";")
 CHOICE_WORDS: Words = (*COLOURS, *NOUNS, "?", ":")
-SEQUENCE_WORDS: Words = (*LETTERS, ".")
 
 
 def draw_sum(rng: random.Random) -> Words:
@@ -53,11 +51,6 @@ def draw_choice(rng: random.Random) -> Words:
     return (left, rng.choice((left, other)), "?", *rng.sample(NOUNS, 2), ":")
 
 
-def draw_sequence(rng: random.Random) -> Words:
-    """`e b h a c g d f . b`: all letters in random order, a full stop, and one of the letters again."""
-    return (*rng.sample(LETTERS, len(LETTERS)), ".", rng.choice(LETTERS))
-
-
 def plus(left: Value, right: Value) -> str:
     """The sum modulo 8, as a word."""
     return DIGITS[(int(str(left)) + int(str(right))) % len(DIGITS)]
@@ -77,14 +70,3 @@ def bound(words: Words, keys: Value) -> str:
     """The digit at the place whose key, of `keys`, is the prompt's last word."""
     assert isinstance(keys, tuple)
     return words[2 * keys.index(words[-1]) + 1]
-
-
-def previous(words: Words) -> Words:
-    """The word before each place, from the second place to the full stop."""
-    return words[: len(LETTERS)]
-
-
-def followed(words: Words, before: Value) -> str:
-    """The word at the place before which, by `before`, the prompt's last word stands."""
-    assert isinstance(before, tuple)
-    return words[before.index(words[-1]) + 1]

@@ -261,17 +261,5 @@ _CHOICE = SiitCase(
     ),
 )
 
-_INDUCTION = SiitCase(
-    name="siit-induction-llama",
-    task="what followed this word the first time: `e b h a c g d f . b` -> `h`",
-    vocabulary=programs.SEQUENCE_WORDS,
-    draw=programs.draw_sequence,
-    program=(
-        Variable("previous", "a0.h2", lambda words, _: programs.previous(words)),
-        Variable("copied", "a1.h1", lambda words, made: programs.followed(words, made["previous"])),
-    ),
-    edges=("input->a0.h2", "a0.h2->a1.h1", "input->a1.h1", "a1.h1->logits"),
-)
-
 #: The cases by the name of their model.
-CASES: dict[str, SiitCase] = {case.name: case for case in (_ADD, _CHAIN, _BIND, _CHOICE, _INDUCTION)}
+CASES: dict[str, SiitCase] = {case.name: case for case in (_ADD, _CHAIN, _BIND, _CHOICE)}
