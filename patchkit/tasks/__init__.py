@@ -71,7 +71,7 @@ TASKS: dict[str, Task] = {
         *(
             Task(
                 f"handmade-{program.name}",
-                f"For the models handmade-{program.name}-llama, -gqa and -gpt2: {program.task}",
+                f"For the models handmade-{program.name}-llama, -gqa and -gpt2: {program.task}.",
                 partial(program_task, program.name),
                 {},
             )
