@@ -15,7 +15,7 @@ from patchkit.results.formats import load_tensors, read_json
 # What two runs of one command do not share: where they ran, how long they took, and what they paid, which depends on how
 # their batches were cut.
 _OWN_FILES = frozenset({"manifest.json"})
-_OWN_KEYS = frozenset({"seconds", "command", "cost", "forward_equivalents", "on_cpu"})
+_OWN_KEYS = frozenset({"seconds", "date", "command", "cost", "forward_equivalents", "on_cpu"})
 
 
 def compare_runs(first: Path | str, second: Path | str) -> dict[str, float]:
