@@ -108,7 +108,7 @@ def _row(
     drawn = found.drawn(graph, weights)
     drawn_nodes, drawn_inputs, drawn_edges = (None, None, None) if drawn is None else drawn
     pair_edges = None if found.pair_edges is None else found.pair_edges[:, real]
-    seeds = [auroc(floored(nodes), truth.nodes.true) for nodes in found.by_seed]
+    seeds = [auroc(floored(nodes, found.scale), truth.nodes.true) for nodes in found.by_seed]
     line = run.curve
     # Where exact patching is the truth it is not measured against itself.
     truth_itself = case.known is None
@@ -118,15 +118,18 @@ def _row(
     return MethodOnCase(
         method=found.method,
         cost=round(found.cost, 3),
-        nodes=None if own_nodes else ranking(truth.nodes, found.nodes, found.pair_nodes, drawn_nodes),
+        nodes=None
+        if own_nodes
+        else ranking(truth.nodes, found.nodes, found.scale, found.pair_nodes, drawn_nodes),
         inputs=None
         if found.inputs is None or own_nodes
-        else ranking(truth.inputs, found.inputs, found.pair_inputs, drawn_inputs),
+        else ranking(truth.inputs, found.inputs, found.scale, found.pair_inputs, drawn_inputs),
         edges=None
         if own_edges
         else ranking(
             truth.edges,
             found.edges[real],
+            found.scale,
             pair_edges,
             None if drawn_edges is None else drawn_edges[:, real],
         ),

@@ -31,18 +31,17 @@ class Chosen:
 
 def choose(scores: MethodScores, graph: EdgeGraph, true_nodes: int, true_edges: int) -> Chosen:
     """The top edges by size, pruned of dead ends; of a node method, all edges among its top nodes."""
-    sizes = floored(scores.edges[graph.real])
+    sizes = floored(scores.edges[graph.real], scores.scale)
     edges = torch.full(graph.real.shape, torch.nan, dtype=torch.float64)
     edges[graph.real] = sizes
     asked = tuple(max(1, int(fraction * graph.n_edges)) for fraction in FRACTIONS)
     along = tuple(top_n(graph, edges, n, absolute=True).pruned() for n in asked)
     if scores.of_nodes:
-        return Chosen(_top_nodes(scores.nodes, graph, true_nodes), True, along, asked)
+        return Chosen(_top_nodes(floored(scores.nodes, scores.scale), graph, true_nodes), True, along, asked)
     return Chosen(top_n(graph, edges, true_edges, absolute=True).pruned(), False, along, asked)
 
 
-def _top_nodes(nodes: Float[Tensor, " nodes"], graph: EdgeGraph, n: int) -> Circuit:
-    sizes = floored(nodes)
+def _top_nodes(sizes: Float[Tensor, " nodes"], graph: EdgeGraph, n: int) -> Circuit:
     order = torch.sort(sizes, descending=True, stable=True).indices[:n]
     # A node without a score is not chosen to fill the circuit up.
     order = order[sizes[order] > 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from patchkit.results.overlap import auroc
 from patchkit.results.scoreboard import Missed, Ranking
 
-#: Scores up to this share of the largest are rounding, and no score.
+#: Scores up to this share of a method's largest, of any kind of item, are rounding, and no score.
 ROUNDING = 1e-6
 
 
@@ -36,15 +36,16 @@ class Labels:
     alone: Bool[Tensor, "pairs items"]
 
 
-def floored(scores: Float[Tensor, "*lead items"]) -> Float[Tensor, "*lead items"]:
-    """|scores| with rounding, and what has no score, as 0."""
+def floored(scores: Float[Tensor, "*lead items"], scale: float) -> Float[Tensor, "*lead items"]:
+    """|scores| with rounding, and what has no score, as 0; `scale` is the method's largest score of all."""
     size = scores.double().abs().nan_to_num(0.0)
-    return size.where(size > ROUNDING * size.amax(-1, keepdim=True), 0.0)
+    return size.where(size > ROUNDING * scale, 0.0)
 
 
 def ranking(
     labels: Labels,
     scores: Float[Tensor, " items"],
+    scale: float,
     per_pair: Float[Tensor, "pairs items"] | None = None,
     drawn: Float[Tensor, "draws items"] | None = None,
 ) -> Ranking | None:
@@ -52,19 +53,20 @@ def ranking(
 
     Args:
         scores: sizes over all pairs, higher = matters more; NaN counts as no score.
+        scale: the method's largest score of all, by which rounding is told.
         per_pair: the same of each pair alone; None where there are none.
         drawn: the same of bootstraps of the pairs.
     """
     true, known = labels.true[labels.known], labels.known
-    value = auroc(floored(scores)[known], true)
+    value = auroc(floored(scores, scale)[known], true)
     if value is None:
         return None
     interval = single = None
     if drawn is not None:
-        interval = _interval(drawn, labels)
+        interval = _interval(floored(drawn, scale), labels)
     if per_pair is not None:
-        single = _single(per_pair, labels)
-    share, missed = _at_true_size(floored(scores), labels)
+        single = _single(floored(per_pair, scale), labels)
+    share, missed = _at_true_size(floored(scores, scale), labels)
     return Ranking(
         auroc=round(value, 4), interval=interval, single=single, precision=round(share, 4), missed=missed
     )
@@ -72,7 +74,7 @@ def ranking(
 
 def _interval(drawn: Float[Tensor, "draws items"], labels: Labels) -> tuple[float, float]:
     true = labels.true[labels.known]
-    values = torch.tensor([auroc(row[labels.known], true) or 0.0 for row in floored(drawn)])
+    values = torch.tensor([auroc(row[labels.known], true) or 0.0 for row in drawn])
     low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist()
     return round(low, 4), round(high, 4)
 
@@ -80,7 +82,7 @@ def _interval(drawn: Float[Tensor, "draws items"], labels: Labels) -> tuple[floa
 def _single(per_pair: Float[Tensor, "pairs items"], labels: Labels) -> float | None:
     """The mean over pairs of the AUROC of that pair's scores alone, against what it can show."""
     values: list[float] = []
-    for scores, alone in zip(floored(per_pair), labels.alone, strict=True):
+    for scores, alone in zip(per_pair, labels.alone, strict=True):
         # A true item that does nothing in this pair is neither hit nor miss.
         asked = labels.known & (alone | ~labels.true)
         value = auroc(scores[asked], labels.true[asked])

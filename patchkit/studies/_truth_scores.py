@@ -44,6 +44,12 @@ class MethodScores:
     circuit: Circuit | None = None
     by_seed: tuple[Float[Tensor, " nodes"], ...] = field(default=())
 
+    @property
+    def scale(self) -> float:
+        """The largest score of all: what is far below it is rounding."""
+        parts = [self.nodes, self.edges] + ([] if self.inputs is None else [self.inputs])
+        return max(float(part.abs().nan_to_num(0.0, posinf=0.0).max()) for part in parts)
+
     def drawn(
         self, graph: EdgeGraph, weights: Float[Tensor, "draws pairs"]
     ) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -14,16 +14,17 @@ from patchkit.zoo.programs import failures
 
 #: Kinds that AtP* is made for, and those that look like them to a gradient.
 GRADIENT_FAILURES = (failures.ATTENTION, failures.BEHIND, failures.MLP, failures.CANCELLATION)
-#: Question -> the measure that answers it.
-QUESTIONS: dict[str, str] = {
-    "which heads and MLPs matter, over many pairs": "node auroc",
-    "which heads and MLPs matter, in one pair": "single node auroc",
-    "which queries, keys and values matter, over many pairs": "input auroc",
-    "which queries, keys and values matter, in one pair": "single input auroc",
-    "which edges matter, over many pairs": "edge auroc",
-    "which edges matter, in one pair": "single edge auroc",
-    "a circuit of the true size that behaves as the model does": "faithfulness gap",
-    "circuits of every size that behave as the model does": "cmd",
+#: Question -> the measure that answers it, and whether it is about methods of nodes (or of edges, or both).
+QUESTIONS: dict[str, tuple[str, bool | None]] = {
+    "which heads and MLPs matter, over many pairs": ("node auroc", None),
+    "which heads and MLPs matter, in one pair": ("single node auroc", None),
+    "which queries, keys and values matter, over many pairs": ("input auroc", None),
+    "which queries, keys and values matter, in one pair": ("single input auroc", None),
+    "which edges matter, over many pairs": ("edge auroc", None),
+    "which edges matter, in one pair": ("single edge auroc", None),
+    "a circuit of nodes, of the true size, that behaves as the model does": ("faithfulness gap", True),
+    "a circuit of edges, of the true size, that behaves as the model does": ("faithfulness gap", False),
+    "circuits of edges of every size that behave as the model does": ("cmd", None),
 }
 #: What costs more than this many forwards a pair is no cheap method.
 CHEAP = 15.0
@@ -43,16 +44,21 @@ class Words:
             method: self._paid(method) for method in METHODS if method not in _EXACT and self._ran(method)
         }
         found: dict[str, str] = {}
-        for question, measure in QUESTIONS.items():
-            leading = leaders(self.board, [measure], costs)
+        for question, (measure, of_nodes) in QUESTIONS.items():
+            asked = {
+                method: cost
+                for method, cost in costs.items()
+                if of_nodes is None or of_nodes != self.board.of_edges(method)
+            }
+            leading = leaders(self.board, [measure], asked)
             if leading is not None:
-                found[question] = self._best(measure, leading)
+                found[question] = self._best(measure, of_nodes, leading)
         return found
 
     def _ran(self, method: str) -> bool:
         return (method, "cost") in self._means
 
-    def _best(self, measure: str, leading: Leaders) -> str:
+    def _best(self, measure: str, of_nodes: bool | None, leading: Leaders) -> str:
         first, cheapest = leading.best, leading.cheapest
         said = f"{first} ({self._said(first, measure)}, {self._cost(first)})"
         others = [method for method in leading.like if method != first]
@@ -62,7 +68,8 @@ class Words:
             said += (
                 f", of which {cheapest} is cheapest ({self._said(cheapest, measure)}, {self._cost(cheapest)})"
             )
-        exact = [each for method in _EXACT if (each := self._means.get((method, measure))) is not None]
+        rivals = _EXACT if of_nodes is None else _EXACT[:1] if of_nodes else _EXACT[1:]
+        exact = [each for method in rivals if (each := self._means.get((method, measure))) is not None]
         if exact:
             top = (max if MEASURES[measure].higher else min)(exact, key=lambda each: each.mean)
             cases = "" if top.cases == len(self.cases) else ", where it is not itself the truth"
@@ -117,15 +124,17 @@ class Words:
             missed, total = self._missed(kind)
             if not total:
                 continue
-            seen = [
-                method for method in METHODS if missed[method] < total / 2 and not method.startswith("random")
-            ]
+            able = [method for method in METHODS if not method.startswith("random")]
+            seen = [method for method in able if missed[method] < total / 2]
             if not seen:
                 told.append(f"No method finds half of the edges of the kind '{kind}': {why}.")
-            elif len(seen) <= len(METHODS) // 2:
+            elif len(seen) <= len(able) / 2:
                 told.append(
                     f"More than half of the edges of the kind '{kind}' are found by {_listed(seen)} only."
                 )
+            elif len(seen) < len(able):
+                others = _listed([method for method in able if method not in seen])
+                told.append(f"Half or more of the edges of the kind '{kind}' are missed by {others}.")
         return told
 
     def _missed(self, kind: str) -> tuple[dict[str, int], int]:

@@ -40,7 +40,7 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
         if not true.any() or true.all():
             continue
         scores = torch.randint(0, 4, (9,), generator=generator).double()
-        found = ranking(labels(true.tolist()), scores)
+        found = ranking(labels(true.tolist()), scores, 3.0)
         hits = [
             1.0 if scores[a] > scores[b] else 0.5 if scores[a] == scores[b] else 0.0
             for a, b in itertools.product(range(9), range(9))
@@ -51,7 +51,7 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
 
 def test_precision_and_what_is_missed() -> None:
     scores = torch.tensor([0.0, 5.0, 3.0, 4.0, 0.0])
-    found = ranking(labels([True, True, True, False, False]), scores)
+    found = ranking(labels([True, True, True, False, False]), scores, 5.0)
     assert found is not None
     # Top three: n1, n3, n2; n0 has no score.
     assert found.precision == pytest.approx(2 / 3, abs=1e-4)
@@ -62,32 +62,35 @@ def test_precision_and_what_is_missed() -> None:
 
 
 def test_ties_at_the_cut_count_by_share() -> None:
-    found = ranking(labels([True, True, False, False]), torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    found = ranking(labels([True, True, False, False]), torch.tensor([2.0, 1.0, 1.0, 1.0]), 2.0)
     assert found is not None and found.precision == pytest.approx((1 + 1 / 3) / 2, abs=1e-4)
     assert [each.missed for each in found.missed] == [1, 0]
 
 
 def test_a_score_that_is_rounding_is_no_score() -> None:
-    assert floored(torch.tensor([1.0, 1e-8, -2.0, torch.nan])).tolist() == [1.0, 0.0, 2.0, 0.0]
-    found = ranking(labels([True, False, False]), torch.tensor([1e-9, 1.0, 0.0]))
+    assert floored(torch.tensor([1.0, 1e-8, -2.0, torch.nan]), 2.0).tolist() == [1.0, 0.0, 2.0, 0.0]
+    found = ranking(labels([True, False, False]), torch.tensor([1e-9, 1.0, 0.0]), 1.0)
     assert found is not None and found.precision == 0.0 and found.auroc == 0.25
+    # The largest of these inputs is rounding beside what the method says of nodes: it is not found by that.
+    found = ranking(labels([True, False, False]), torch.tensor([3e-9, 1e-9, 0.0]), 1.0)
+    assert found is not None and found.precision == 0.0 and found.auroc == 0.5
 
 
 def test_unlabelled_items_are_left_out() -> None:
     scores = torch.tensor([1.0, 9.0, 2.0])
-    found = ranking(labels([True, False, False], known=[True, False, True]), scores)
+    found = ranking(labels([True, False, False], known=[True, False, True]), scores, 9.0)
     assert found is not None and found.auroc == 0.0
-    assert ranking(labels([True, True, True]), scores) is None
-    assert ranking(labels([True, True, False], known=[True, True, False]), scores) is None
+    assert ranking(labels([True, True, True]), scores, 9.0) is None
+    assert ranking(labels([True, True, False], known=[True, True, False]), scores, 9.0) is None
 
 
 def test_single_pairs_ask_only_for_what_does_something_there() -> None:
     per_pair = torch.tensor([[0.0, 3.0, 1.0], [3.0, 0.0, 1.0]])
     asked = labels([True, True, False], alone=[[False, True, False], [True, False, False]])
-    found = ranking(asked, per_pair.mean(0), per_pair)
+    found = ranking(asked, per_pair.mean(0), 3.0, per_pair)
     assert found is not None and found.single == 1.0
     asked = labels([True, True, False], alone=[[True, True, False], [True, True, False]])
-    found = ranking(asked, per_pair.mean(0), per_pair)
+    found = ranking(asked, per_pair.mean(0), 3.0, per_pair)
     assert found is not None and found.single == 0.5
 
 
