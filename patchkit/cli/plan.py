@@ -64,13 +64,13 @@ def plan(
     group: Any = ctx.find_root().command
     inner = _parsed(ctx, group.get_command(ctx, command), list(ctx.args))
     shared = shared_options(inner)
-    from patchkit.zoo.load import load
+    from patchkit.zoo.load import load_sizes
 
     hush_loading()
     machine = _machine(shared, flops, memory)
     for name in models_of(command, inner):
         how: dict[str, Any] = {"dtype": shared.dtype, "attn_implementation": shared.attn_implementation}
-        model = load(name, lazy=True, **how)
+        model = load_sizes(name, **how)
         found = stages_of(model, command, inner, tokens)
         # As the command itself would open it, in this process alone.
         alone = replace(shared, backend=None, num_processes=None)

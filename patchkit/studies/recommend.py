@@ -25,7 +25,7 @@ from patchkit.studies._recommend_evidence import Asked, asked_of, check_measured
 from patchkit.studies._recommend_ways import CONTROLS, WAYS, Setting
 from patchkit.studies._recommend_words import evidence_lines as evidence_lines
 from patchkit.studies._recommend_words import lead_lines as lead_lines
-from patchkit.zoo.load import load
+from patchkit.zoo.load import load_sizes
 
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 # What a budget may be under a cost by, and still be met.
@@ -95,7 +95,7 @@ def recommend(
             scoreboard has no numbers for.
     """
     options, board = options or RecommendOptions(), scoreboard or shipped_scoreboard()
-    opened = model if isinstance(model, PatchModel) else load(model, lazy=True)
+    opened = model if isinstance(model, PatchModel) else load_sizes(model)
     name = opened.name if isinstance(model, PatchModel) else os.fspath(model)
     kinds = None if options.nodes is None else kinds_of(options.nodes, opened.dims)
     asked = asked_of(options.question, kinds, options.pairs == 1)

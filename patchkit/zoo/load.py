@@ -77,6 +77,21 @@ def load(
     return model
 
 
+def load_sizes(name: str | Path, **options: Any) -> PatchModel:
+    """Opens a model of which only sizes and sites are needed: without its weights.
+
+    What is built in code is small, and has no checkpoint to leave out: it is opened whole.
+
+    Args:
+        options: of `load`.
+
+    Raises:
+        InputError: as of `load`.
+    """
+    written = zoo.embedded(os.fspath(name)) and zoo.find(os.fspath(name)) is None
+    return load(name, lazy=not written, **options)
+
+
 def _embedded(
     name: str,
     dtype: str | torch.dtype | None,
