@@ -102,7 +102,9 @@ def _over(excluded: Sequence[LeftOut]) -> list[str]:
         f"{each.method} ({each.cost or 0.0:,.1f} forwards a pair) would gain {each.gain:.3f}"
         for each in better[:_NAMED]
     )
-    return [f"Over the budget: {said}. {len(excluded)} in all are."]
+    others = len(excluded) - len(better[:_NAMED])
+    more = f"; {others} other method{'s are' if others > 1 else ' is'} over it too" if others else ""
+    return [f"Over the budget: {said}{more}."]
 
 
 def _unseen(found: Recommendation) -> list[str]:

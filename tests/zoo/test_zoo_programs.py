@@ -30,11 +30,11 @@ from patchkit.zoo.programs.truth import known_circuit
 
 #: What is in no true edge does exactly nothing: zeros are asked for, not small numbers.
 GROUPED = [name for name in programs.names() if name.endswith("-gqa")]
-#: Every program as a GPT-2, and as a Llama unless it has more than 500 or so edges; these and the grouped ones are slow.
+#: Every program as a GPT-2, and of two layers as a Llama too; all the others are slow.
 FAST = [
     name
     for name in programs.names()
-    if name.endswith("-gpt2") or (name.endswith("-llama") and programs.find(name)[0].layers <= 3)
+    if name.endswith("-gpt2") or (name.endswith("-llama") and programs.find(name)[0].layers == 2)
 ]
 SLOW = [name for name in programs.names() if name not in FAST]
 KINDS = ("q", "k", "v", "z", "mlp_out")
