@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,6 +30,9 @@ PutIn = Callable[[Tensor, Tensor, str, int], Tensor]
 
 #: The families that the oracle knows.
 DENSE = tuple(name for name in FAMILIES if "experts" not in name)
+#: The same, as parameters: a few that differ most in the fast lane, the others in the slow one.
+CORE = ("llama-gqa", "gpt2", "gemma2-post-norms-softcap", "neox-parallel")
+DENSE_BY_LANE = [pytest.param(name, marks=() if name in CORE else (pytest.mark.slow,)) for name in DENSE]
 #: Neurons of one node in the comparisons: 40 and 128 are no multiples of it.
 GROUP = 9
 #: Wider than the sliding windows; the prompts differ from the first token on.

@@ -129,6 +129,7 @@ def decided(found: Any) -> tuple[set[str], torch.Tensor]:
     return set(found.circuit.names()), found.mean.nan_to_num(7.0)
 
 
+@pytest.mark.slow
 def test_groups_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny("llama-gqa")
     pairs = [SHORT, MIDDLE]

@@ -16,7 +16,16 @@ from patchkit.methods._node_options import NodeOptions
 from patchkit.methods.activation_patching import patch_nodes, patch_sets
 from patchkit.model import KINDS
 from tests.comparisons import agree, pair
-from tests.node_oracle import DENSE, LONG, MIDDLE, SHORT, check_scores, check_sets, check_sweep, kinds_of
+from tests.node_oracle import (
+    DENSE_BY_LANE,
+    LONG,
+    MIDDLE,
+    SHORT,
+    check_scores,
+    check_sets,
+    check_sweep,
+    kinds_of,
+)
 
 #: Those that the promise names; every other one is swept once.
 NAMED = (
@@ -30,7 +39,7 @@ PAIRS = [LONG, SHORT]
 # Against the oracle.
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", DENSE_BY_LANE)
 def test_every_node_of_every_family_beside_padding(family: str) -> None:
     check_sweep(family, PAIRS, per_layer=None if family in NAMED else 3)
 

@@ -21,7 +21,7 @@ from patchkit.zoo.load import load
 from tests.attribution_oracle import check_estimates
 from tests.comparisons import agree, pair
 from tests.families import VOCAB
-from tests.node_oracle import DENSE, LONG, MIDDLE, SHORT, kinds_of
+from tests.node_oracle import DENSE_BY_LANE, LONG, MIDDLE, SHORT, kinds_of
 
 PAIRS = [LONG, SHORT]
 #: AtP's finite correction, and the two that need gradients under drops, have a case each in every family.
@@ -32,7 +32,7 @@ PLACES = {"atp": "s,-1", "atp-qk": "0,2,-1", "atp-graddrop": "all", "atp-star": 
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", DENSE_BY_LANE)
 def test_every_node_of_every_family_beside_padding(family: str, method: Method) -> None:
     check_estimates(family, PAIRS, method, positions=PLACES[method])
 

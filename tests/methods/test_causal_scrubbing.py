@@ -58,6 +58,7 @@ def test_float32_too() -> None:
     check_scrubbing("llama-gqa", prompts(1), mixed(2), torch.float32, tolerance=1e-4, pool=prompts(3, seed=1))
 
 
+@pytest.mark.slow
 def test_references_that_are_drawn_from_and_several_runs_of_each() -> None:
     result = check_scrubbing(FAMILY, prompts(3), mixed(1), samples=2, seed=3)
     assert (result.pool, len(result.inputs), result.samples) == (3, 3, 2)
@@ -273,6 +274,7 @@ def test_vacuous_draws_are_said() -> None:
     assert run(LETTERED, by_hand("AABB")).notes == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_another_others() -> None:
     first, again, other = (run(mixed(1), prompts(5), seed=seed) for seed in (4, 4, 5))
     assert first == again
@@ -310,6 +312,7 @@ def test_forwards_are_counted() -> None:
     assert cost.forwards == pytest.approx(4 * 7 * (13 + again)) and cost.bytes > 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = pair(FAMILY, torch.float64)
     options = ScrubOptions(max_batch_tokens=1)

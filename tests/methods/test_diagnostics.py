@@ -133,6 +133,7 @@ def test_the_reported_bound_holds_in_95_percent(several: Repeats) -> None:
     assert float((several.bound >= several.truth).all(1).double().mean()) < 0.9
 
 
+@pytest.mark.slow
 def test_the_hardest_case_has_the_level_that_is_said(single: Repeats) -> None:
     """One node stands out, so U is its own bound: it holds in 95 %, neither less nor in all (3 deviations: 2.1 %)."""
     assert 0.929 <= single.covered(single.bound) <= 0.971

@@ -447,6 +447,7 @@ def check_uniform(repeats: int) -> None:
         assert abs(share - tail) < 3 * math.sqrt(tail * (1 - tail) / repeats), (tail, share)
 
 
+@pytest.mark.slow
 def test_p_is_uniform_for_circuits_that_are_random_themselves() -> None:
     check_uniform(60)
 

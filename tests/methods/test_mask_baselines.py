@@ -161,6 +161,7 @@ def patched(names: Sequence[str]) -> frozenset[int]:
     return frozenset(FLAT[name] for name in names)
 
 
+@pytest.mark.slow
 def test_every_baseline_is_what_the_oracle_finds() -> None:
     found = learned()
     chosen = patched(found.chosen)

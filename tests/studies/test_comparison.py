@@ -81,6 +81,7 @@ def test_a_model_is_the_same_as_itself() -> None:
     comparison_page(found)
 
 
+@pytest.mark.slow
 def test_every_part_is_what_its_method_gives_by_itself() -> None:
     found, (found_on, held_out, triples) = compared(), material()
     scores = {

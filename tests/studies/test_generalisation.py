@@ -39,6 +39,7 @@ def found() -> Generalisation:
     return generalise(model(), sets(), OPTIONS, task="variable-binding")
 
 
+@pytest.mark.slow
 def test_every_cell_is_a_direct_evaluation() -> None:
     split = {name: halves(pairs, 0) for name, pairs in sets().items()}
     scores = {

@@ -30,12 +30,9 @@ from patchkit.zoo.programs.truth import known_circuit
 
 #: What is in no true edge does exactly nothing: zeros are asked for, not small numbers.
 GROUPED = [name for name in programs.names() if name.endswith("-gqa")]
-#: Every program as a GPT-2, and of two layers as a Llama too; all the others are slow.
-FAST = [
-    name
-    for name in programs.names()
-    if name.endswith("-gpt2") or (name.endswith("-llama") and programs.find(name)[0].layers == 2)
-]
+#: Programs of up to three layers as a GPT-2, and of two as a Llama too; all the others are slow.
+DEEPEST = {"gpt2": 3, "llama": 2, "gqa": 0}
+FAST = [name for name in programs.names() if programs.find(name)[0].layers <= DEEPEST[programs.find(name)[1]]]
 SLOW = [name for name in programs.names() if name not in FAST]
 KINDS = ("q", "k", "v", "z", "mlp_out")
 
