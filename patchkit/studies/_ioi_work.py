@@ -24,8 +24,8 @@ from patchkit.results.evaluation import Evaluation
 from patchkit.results.ioi import Accuracy, Attention, HeadBehaviour, ProtocolScore
 from patchkit.results.paths import PathResult
 from patchkit.runtime import Progress
+from patchkit.studies._finished_parts import Checkpoint
 from patchkit.studies._ioi_behaviour import measure_behaviour, named
-from patchkit.studies._ioi_checkpoint import Checkpoint
 from patchkit.studies._ioi_material import measure_accuracy, study_pairs
 from patchkit.studies._ioi_options import IoiOptions
 from patchkit.studies._ioi_repeats import repeat_scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from patchkit.studies._truth_measures import floored, ranking
 from patchkit.studies._truth_methods import MethodSettings, Scorer
 from patchkit.studies._truth_scores import MethodScores
 
-#: What is shown while a case runs: the method that is next.
-Step = Callable[[str], None]
-
 
 def measure_case(
     case: KnownCase,
@@ -30,7 +27,6 @@ def measure_case(
     test: Sequence[Pair],
     settings: MethodSettings,
     draws: int,
-    step: Step,
 ) -> Case:
     """Every method on one case.
 
@@ -44,7 +40,6 @@ def measure_case(
     started = time.monotonic()
     scorer = Scorer(model, pairs, test, settings)
     graph = scorer.graph
-    step("exact")
     nodes, edges = scorer.exact_nodes(), scorer.exact_edges()
     truth = truth_of(case, graph, nodes, edges)
     true_nodes, true_edges = truth.nodes.true, truth.edge_mask(graph)
@@ -52,14 +47,10 @@ def measure_case(
     runs = CircuitRuns(model, test)
     own = Circuit(graph, true_edges)
     runs.want(own, "edge")
-    scored: list[MethodScores] = []
-    for name, make in scorer.makers(nodes, edges).items():
-        step(name)
-        scored.append(make())
+    scored = [make() for make in scorer.makers(nodes, edges).values()]
     chosen = [choose(found, graph, n_nodes, n_edges) for found in scored]
     for each in chosen:
         want(runs, each)
-    step("running circuits")
     runs.run()
     weights = _bootstraps(len(pairs), draws, settings.seeds[0])
     rows = [

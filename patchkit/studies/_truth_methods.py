@@ -27,7 +27,6 @@ from patchkit.methods import (
 )
 from patchkit.methods.attribution import Method
 from patchkit.model import EdgeGraph, PatchModel
-from patchkit.results.convention import Convention
 from patchkit.results.edge_scores import EdgeScores
 from patchkit.results.mask import MaskResult
 from patchkit.results.scores import Scores
@@ -105,10 +104,6 @@ class Scorer:
     @property
     def options(self) -> NodeOptions:
         return NodeOptions(nodes=NODE_KINDS)
-
-    @property
-    def convention(self) -> Convention:
-        return EdgeOptions().convention
 
     def exact_nodes(self) -> Scores:
         """Every node patched alone."""

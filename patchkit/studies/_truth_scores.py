@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchkit.model.edges import EdgeGraph
-from patchkit.results.circuit import Circuit
 from patchkit.results.edge_scores import EdgeScores
 from patchkit.results.scores import Scores
 
@@ -28,7 +27,6 @@ class MethodScores:
         inputs: of all queries, keys and values, in the order of receivers; None if it does not score them.
         edges: `[senders, receivers]`, NaN where there is none.
         pair_nodes, pair_inputs, pair_edges: the same of each pair alone; None where the method has no such numbers.
-        circuit: what the method itself keeps, of ACDC.
         by_seed: nodes' scores of other seeds, of methods that draw at random.
     """
 
@@ -41,7 +39,6 @@ class MethodScores:
     pair_nodes: Float[Tensor, "pairs nodes"] | None = None
     pair_inputs: Float[Tensor, "pairs inputs"] | None = None
     pair_edges: Float[Tensor, "pairs senders receivers"] | None = None
-    circuit: Circuit | None = None
     by_seed: tuple[Float[Tensor, " nodes"], ...] = field(default=())
 
     @property
@@ -135,9 +132,7 @@ def from_edge_scores(
         edges = edges.nan_to_num(0.0)
         edges = edges + found.circuit.edges * (edges.max() + 1.0)
         edges = edges.masked_fill(~graph.real, torch.nan)
-    made = MethodScores(
-        method, False, found.cost, _out_of(edges), _into(graph, edges), edges, circuit=found.circuit
-    )
+    made = MethodScores(method, False, found.cost, _out_of(edges), _into(graph, edges), edges)
     if per_pair is None:
         return made
     per_pair = per_pair.double()

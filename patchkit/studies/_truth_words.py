@@ -121,11 +121,12 @@ class Words:
         """Kinds of failure that no method, or only some, can see, among edges."""
         told: list[str] = []
         for kind, why in failures.KINDS.items():
-            missed, total = self._missed(kind)
-            if not total:
-                continue
             able = [method for method in METHODS if not method.startswith("random")]
-            seen = [method for method in able if missed[method] < total / 2]
+            counted = {method: self.board.missed(method, "edges").get(kind) for method in able}
+            found = {method: count for method, count in counted.items() if count is not None}
+            if not found:
+                continue
+            seen = [method for method in able if method in found and 2 * found[method][0] < found[method][1]]
             if not seen:
                 told.append(f"No method finds half of the edges of the kind '{kind}': {why}.")
             elif len(seen) <= len(able) / 2:
@@ -136,17 +137,6 @@ class Words:
                 others = _listed([method for method in able if method not in seen])
                 told.append(f"Half or more of the edges of the kind '{kind}' are missed by {others}.")
         return told
-
-    def _missed(self, kind: str) -> tuple[dict[str, int], int]:
-        missed = dict.fromkeys(METHODS, 0)
-        total = 0
-        for case in self.cases:
-            for row in case.methods:
-                for each in row.edges.missed if row.edges is not None else ():
-                    if each.kind == kind:
-                        missed[row.method] += each.missed
-                        total += each.total if row.method == next(iter(METHODS)) else 0
-        return missed, total
 
     def _overlap_and_faithfulness(self) -> list[str]:
         cells = [

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from patchkit.data import Pair
 from patchkit.errors import InputError
 from patchkit.model import PatchModel
-from patchkit.results.formats import read_model, write_model
 from patchkit.results.manifest import CHECKPOINT
 from patchkit.results.recall import Evidence, Material, NodeClass, RecallSetting, RecallStudy
 from patchkit.runtime import Progress
+from patchkit.studies._finished_parts import OTHER_MODELS, Checkpoint
 from patchkit.studies._recall_material import random_text_pairs, task_of, task_pairs
 from patchkit.studies._recall_settings import Cell, SearchOptions, geometric_mean, measure
 
@@ -85,7 +83,7 @@ def run_recall(
     settings: list[RecallSetting] = []
     for number, cell in enumerate(cells):
         say(f"{cell.model.name}, {cell.material}, {cell.node_class}", number, len(cells))
-        settings.append(_measured(cell, options, out / CHECKPOINT / f"setting-{number}.json"))
+        settings.append(_measured(cell, options, out / CHECKPOINT, f"setting-{number}"))
     say("done", len(cells), len(cells))
     study = RecallStudy(
         settings=settings,
@@ -106,32 +104,14 @@ def run_recall(
     return study
 
 
-class _Kept(BaseModel):
-    """A finished setting on disk, and what it was made with."""
-
-    model_config = ConfigDict(extra="forbid")
-    run: str
-    setting: RecallSetting
-
-
-def _measured(cell: Cell, options: RecallOptions, file: Path) -> RecallSetting:
-    """The setting, from `file` if it was finished before.
-
-    Raises:
-        InputError: the file is of a study with other options.
-    """
+def _measured(cell: Cell, options: RecallOptions, journal: Path, name: str) -> RecallSetting:
+    """The setting, from its file if it was finished before."""
     run = f"{cell.model.content_key()} {cell.material} {cell.evidence} {cell.node_class} {options}"
-    if file.is_file():
-        kept = read_model(file, _Kept)
-        if kept.run != run:
-            raise InputError(
-                f"{file}: the checkpoint of a study with other models or options; give the same ones to go on, or "
-                "another directory to begin"
-            )
-        return kept.setting
-    setting = measure(cell, _pairs(cell, options), options.searches, options.seed)
-    write_model(file, _Kept(run=run, setting=setting))
-    return setting
+
+    def made() -> RecallSetting:
+        return measure(cell, _pairs(cell, options), options.searches, options.seed)
+
+    return Checkpoint(journal, run, OTHER_MODELS).part(name, RecallSetting, made)
 
 
 def _materials(model: PatchModel) -> tuple[Material, ...]:

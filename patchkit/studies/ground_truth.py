@@ -12,20 +12,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
 
 from patchkit.errors import InputError
 from patchkit.methods import EdgeOptions
 from patchkit.model import PatchModel
 from patchkit.results.curves import FRACTIONS
-from patchkit.results.formats import read_model, write_model
 from patchkit.results.manifest import CHECKPOINT
 from patchkit.results.scoreboard import Case, Scoreboard
 from patchkit.results.scoreboard_measures import all_means
 from patchkit.runtime import Progress
+from patchkit.studies._finished_parts import OTHER_MODELS, Checkpoint
 from patchkit.studies._truth_case_runs import measure_case
 from patchkit.studies._truth_cases import KnownCase, forced_cases, handmade_cases, natural_cases
 from patchkit.studies._truth_methods import METHODS, MethodSettings
@@ -61,7 +60,8 @@ class TruthOptions:
                 )
 
 
-def all_cases() -> list[KnownCase]:
+@cache
+def all_cases() -> tuple[KnownCase, ...]:
     """Every program as a GPT-2 and as a Llama, of one shape or the other by turns; then the embedded models."""
     programs = handmade_cases(("llama", "gqa", "gpt2"))
     turns = {
@@ -69,7 +69,7 @@ def all_cases() -> list[KnownCase]:
         for place, title in enumerate(dict.fromkeys(c.title for c in programs))
     }
     kept = [case for case in programs if case.name.rpartition("-")[2] in ("gpt2", turns[case.title])]
-    return [*kept, *forced_cases(), *natural_cases()]
+    return (*kept, *forced_cases(), *natural_cases())
 
 
 def case_names() -> list[str]:
@@ -101,7 +101,7 @@ def run_ground_truth(
     found: list[Case] = []
     for number, (case, model) in enumerate(zip(cases, models, strict=True)):
         say("cases", number, len(cases))
-        found.append(_measured(case, model, options, out / CHECKPOINT / f"case-{case.name}.json"))
+        found.append(_measured(case, model, options, out / CHECKPOINT))
     say("cases", len(cases), len(cases))
     board = summarised(found, options, command, time.monotonic() - started)
     board.save(out)
@@ -151,32 +151,14 @@ def case_of(model: PatchModel) -> KnownCase:
     return known[model.name]
 
 
-class _Kept(BaseModel):
-    """A finished case on disk, and what it was made with."""
-
-    model_config = ConfigDict(extra="forbid")
-    run: str
-    case: Case
-
-
-def _measured(case: KnownCase, model: PatchModel, options: TruthOptions, file: Path) -> Case:
-    """The case, from `file` if it was finished before.
-
-    Raises:
-        InputError: the file is of a study with other options.
-    """
+def _measured(case: KnownCase, model: PatchModel, options: TruthOptions, journal: Path) -> Case:
+    """The case, from its file if it was finished before."""
     made = (options.pairs, options.test_pairs, options.seed, options.draws, options.settings)
-    run = f"{model.content_key()} {made}"
-    if file.is_file():
-        kept = read_model(file, _Kept)
-        if kept.run != run:
-            raise InputError(
-                f"{file}: the checkpoint of a study with other models or options; give the same ones to go on, or "
-                "another directory to begin"
-            )
-        return kept.case
-    pairs = case.pairs(model, options.pairs, options.seed)
-    test = case.pairs(model, options.test_pairs, options.seed + 1)
-    found = measure_case(case, model, pairs, test, options.settings, options.draws, lambda _: None)
-    write_model(file, _Kept(run=run, case=found))
-    return found
+
+    def measure() -> Case:
+        pairs = case.pairs(model, options.pairs, options.seed)
+        test = case.pairs(model, options.test_pairs, options.seed + 1)
+        return measure_case(case, model, pairs, test, options.settings, options.draws)
+
+    kept = Checkpoint(journal, f"{model.content_key()} {made}", OTHER_MODELS)
+    return kept.part(f"case-{case.name}", Case, measure)

@@ -16,7 +16,7 @@ from patchkit.results.evaluation import Evaluation
 from patchkit.results.ioi import IoiStudy
 from patchkit.results.manifest import CHECKPOINT
 from patchkit.runtime import Progress
-from patchkit.studies._ioi_checkpoint import Checkpoint
+from patchkit.studies._finished_parts import Checkpoint
 from patchkit.studies._ioi_circuit import head_circuit, head_edges, traced_circuit
 from patchkit.studies._ioi_examples import attention_examples, prompt_examples
 from patchkit.studies._ioi_findings import findings, notes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from patchkit.zoo.programs.language import ONE_HOT, START, WORDS, Program
+from patchkit.zoo.programs.language import START, WORDS, Program
 from patchkit.zoo.programs.weights import (
     GAIN,
     NORM_EPS,
@@ -119,7 +119,7 @@ def _llama(program: Program, placement: Placement, stream: Stream, neurons: int)
         model.get_parameter("model.embed_tokens.weight").copy_(_embedding(program, stream))
         model.get_parameter("lm_head.weight").copy_(_unembedding(program, stream))
         for part in program.heads:
-            made = head_weights(part, stream, _D_HEAD, slots, offset, ONE_HOT)
+            made = head_weights(part, stream, _D_HEAD, slots, offset)
             at = f"model.layers.{part.layer}.self_attn"
             query, key = (_rows(_place(where[part.name])) for where in (placement.query, placement.key))
             model.get_parameter(f"{at}.q_proj.weight")[query] = made.q
@@ -186,7 +186,7 @@ def _gpt2(program: Program, placement: Placement, stream: Stream, neurons: int) 
             stream.write(row, "position", "sin", math.sin(position))
         model.get_parameter("lm_head.weight").copy_(_unembedding(program, stream))
         for part in program.heads:
-            made = head_weights(part, stream, d_head, range(2, d_head), offset, ONE_HOT)
+            made = head_weights(part, stream, d_head, range(2, d_head), offset)
             at = f"transformer.h.{part.layer}.attn"
             first = _place(placement.query[part.name]) * d_head
             for number, rows in enumerate((made.q, made.k, made.v)):

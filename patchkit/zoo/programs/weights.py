@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchkit.errors import InputError
-from patchkit.zoo.programs.language import At, Head, Match, Mlp, Offset, Program
+from patchkit.zoo.programs.language import ONE_HOT, At, Head, Match, Mlp, Offset, Program
 
 #: x / sqrt(mean(x^2) + 2^40) * 2^20 is x in float32 while mean(x^2) is far below 2^40 * 2^-24.
 NORM_EPS, NORM_WEIGHT = float(2**40), float(2**20)
@@ -69,7 +69,7 @@ WriteOffset = Callable[[HeadWeights, int, float], None]
 
 
 def head_weights(
-    part: Head, stream: Stream, d_head: int, slots: Sequence[int], write_offset: WriteOffset, one_hot: float
+    part: Head, stream: Stream, d_head: int, slots: Sequence[int], write_offset: WriteOffset
 ) -> HeadWeights:
     """The matrices of a head. `slots` are the head's dimensions that do not turn with the position.
 
@@ -81,7 +81,7 @@ def head_weights(
     free = list(slots)
     for look in part.looks:
         if isinstance(look, Offset):
-            write_offset(made, look.back, one_hot * math.sqrt(d_head))
+            write_offset(made, look.back, ONE_HOT * math.sqrt(d_head))
         elif isinstance(look, Match):
             for query, key in _pairs(look.query, look.key, free, part, d_head):
                 slot = free.pop(0)

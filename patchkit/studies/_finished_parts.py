@@ -1,4 +1,4 @@
-"""Finished parts of the IOI study on disk: a JSON file each, with what it was made from."""
+"""Finished parts of a study on disk: a JSON file each, with what it was made from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from patchkit.errors import InputError
 from patchkit.results.formats import read_model, validated, write_model
 
 Part = TypeVar("Part", bound=BaseModel)
+#: `Checkpoint.unlike` of a study of several models.
+OTHER_MODELS = "with other models or options"
 
 
 class _Kept(BaseModel):
@@ -30,10 +32,12 @@ class Checkpoint:
     Attributes:
         directory: made when the first part is finished.
         run: what tells the study from one of another model or of other options.
+        unlike: what such a one is called in a message.
     """
 
     directory: Path
     run: str
+    unlike: str = "of another model or with other options"
 
     def part(self, name: str, kind: type[Part], make: Callable[[], Part]) -> Part:
         """The part of that name: from its file if it was finished before, else made and kept.
@@ -46,8 +50,8 @@ class Checkpoint:
             kept = read_model(file, _Kept)
             if kept.run != self.run:
                 raise InputError(
-                    f"{file}: the checkpoint of a study of another model or with other options; give the same ones to go "
-                    "on, or another directory to begin"
+                    f"{file}: the checkpoint of a study {self.unlike}; give the same ones to go on, or another directory "
+                    "to begin"
                 )
             return validated(file, kind, kept.part)
         made = make()
